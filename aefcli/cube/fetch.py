@@ -1,0 +1,251 @@
+"""Fetch: a request into a plan, a plan into lazy reads of an archive, written as a cube.
+
+Sources: `sources.md`, `stores.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from aefcli import ledger
+from aefcli.cube.frames import Frame, frames_of
+from aefcli.cube.grid import check_gsd, coarser, factor, grid_of
+from aefcli.cube.store import FORMAT, Progress, Stack, layers_of, write
+from aefcli.errors import BadInput, RemoteFailed, unknown
+from aefcli.extent import BBox, Period, Tile
+from aefcli.sources import SOURCES, Source
+
+if TYPE_CHECKING:
+    import pystac
+    from odc.geo.geobox import GeoBox
+
+    from aefcli.stac import Catalog
+
+
+@dataclass(frozen=True)
+class Request:
+    """A fetch as typed."""
+
+    catalog: str
+    bbox: BBox
+    period: Period
+    sources: tuple[str, ...] = ()  # none: all that the catalog offers without credentials
+    gsd: float = 10.0
+    crs: str | None = None
+    resampling: str | None = None  # none: bilinear, or average where the asset is finer by 2 or more
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "catalog": self.catalog,
+            "bbox": str(self.bbox),
+            "period": str(self.period),
+            "sources": sorted(self.sources),
+            "gsd": self.gsd,
+            "crs": self.crs,
+            "resampling": self.resampling,
+        }
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What a fetch ended with. `notes`: sources left out, with the reason."""
+
+    path: Path
+    frames: dict[str, int]
+    items: int
+    notes: tuple[str, ...]
+    written: int  # units written by this call
+
+
+def fetch(
+    request: Request,
+    out: Path,
+    *,
+    workers: int = 4,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Fetched:
+    """Search, plan and write a cube; resume one that was cut off; leave a finished one alone.
+
+    Raises BadInput before anything is written, RemoteFailed (resumable) when data cannot be read.
+    """
+    from aefcli.stac import open_catalog
+
+    check_gsd(request.gsd)
+    for name in request.sources:
+        if name not in SOURCES:
+            raise unknown("source", name, SOURCES)
+    grid = grid_of(request.bbox, request.gsd, request.crs)
+    asked = request.as_dict()
+    with ledger.build(out, asked, lambda: _plan(open_catalog(request.catalog), request), overwrite=overwrite) as build:
+        plan = build.plan
+        stacks = [_stack_of_items(name, items, grid, request) for name, items in plan["items"].items()]
+        written = 0
+        if not build.complete:
+            written = write(build, stacks, grid, request.period, {"aef:request": asked}, workers, progress)
+    frames = {stack.source.name: len(stack.times) for stack in stacks}
+    return Fetched(out, frames, sum(map(len, plan["items"].values())), tuple(plan["notes"]), written)
+
+
+def _plan(catalog: Catalog, request: Request) -> dict[str, Any]:
+    """What the ledger freezes: the items of each source, trimmed to what reading them needs, and the notes."""
+    from aefcli.stac import keep
+
+    free, barred = catalog.offers()
+    chosen = request.sources or tuple(free)
+    notes = [f"{name}: {reason}" for name, reason in barred.items() if not request.sources]
+    planned: dict[str, list[dict[str, Any]]] = {}
+    for name in chosen:
+        if name not in free:
+            raise BadInput(
+                f"{request.catalog} does not give {name}: {barred[name]}",
+                "leave it out, or name another --stac",
+            )
+        found = catalog.search(free[name], request.bbox, request.period)
+        items, dropped = keep(found, SOURCES[name])
+        if items:
+            planned[name] = [_trim(item, SOURCES[name], catalog) for item in items]
+        else:
+            others = f"; {dropped} of other platforms" if dropped else ""
+            notes.append(f"{name}: 0 items of {free[name]} in {request.bbox} and {request.period}{others}")
+    if not planned:
+        raise BadInput(
+            f"nothing to fetch: {'; '.join(notes) or 'the catalog offers no source'}",
+            "widen --bbox or --period",
+        )
+    return {"items": planned, "notes": notes}
+
+
+def _trim(item: pystac.Item, source: Source, catalog: Catalog) -> dict[str, Any]:
+    """The item with the assets that this source reads, and no links."""
+    keys = {key for band in source.bands for key in band.assets} | set(source.quality.assets if source.quality else ())
+    item = item.clone()
+    item.assets = {key: asset for key, asset in item.assets.items() if key in keys}
+    if not item.assets:
+        raise BadInput(f"item {item.id} has none of the assets {sorted(keys)}")
+    for asset in item.assets.values():
+        catalog.vet(asset.href)
+    item.clear_links()
+    return item.to_dict(include_self_link=False, transform_hrefs=False)
+
+
+def _stack_of_items(name: str, items: Sequence[Mapping[str, Any]], grid: GeoBox, request: Request) -> Stack:
+    """The frames of one source as a stack whose slabs are read from the archive when asked for."""
+    import pystac
+
+    source = SOURCES[name]
+    frames = frames_of([pystac.Item.from_dict(dict(item)) for item in items], source)
+    cells = coarser(grid, factor(source.gsd, request.gsd))
+    delivered = np.array([frame.delivered for frame in frames], dtype=bool)
+
+    def read(when: slice, tile: Tile) -> dict[str, np.ndarray]:
+        return _read_items(frames[when], source, cells[tile.slices], request)
+
+    return Stack(
+        source=source,
+        grid=cells,
+        times=np.array([frame.time for frame in frames], dtype="int64"),
+        delivered=delivered,
+        scale=np.array([frame.scale for frame in frames]),
+        offset=np.array([frame.offset for frame in frames]),
+        lineage={
+            "items": [",".join(item.id for item in frame.items) for frame in frames],
+            "platform": [str(frame.items[0].properties.get("platform", "")) for frame in frames],
+            "orbit": [frame.orbit for frame in frames],
+        },
+        layers=layers_of(source, [bool(there) for there in delivered.any(axis=0)]),
+        read=read,
+    )
+
+
+def _read_items(frames: Sequence[Frame], source: Source, grid: GeoBox, request: Request) -> dict[str, np.ndarray]:
+    """One slab: every variable of the source for these frames on this grid, read in parallel by odc-stac and dask."""
+    position = {item.id: number for number, frame in enumerate(frames) for item in frame.items}
+    items = [item for frame in frames for item in frame.items]
+    slab: dict[str, np.ndarray] = {}
+    for index, band in enumerate(source.bands):
+        having = [item for item, there in zip(items, _repeat(frames, index), strict=True) if there]
+        if having:
+            key = next(key for key in band.assets if key in having[0].assets)
+            how = request.resampling or _resampling(having[0], key, band.gsd, grid.resolution.x)
+            slab[band.name] = _load(having, key, position, len(frames), source.dtype, source.nodata, how, grid)
+    quality = source.quality
+    if quality is not None:
+        lacking = [item.id for item in items if not set(quality.assets) & set(item.assets)]
+        if lacking:
+            raise BadInput(f"item {lacking[0]} has no {quality.name}: nothing says which of its pixels are clear")
+        key = next(key for key in quality.assets if key in items[0].assets)
+        slab[quality.name] = _load(items, key, position, len(frames), quality.dtype, quality.nodata, "nearest", grid)
+    return slab
+
+
+def _repeat(frames: Sequence[Frame], band: int) -> Iterator[bool]:
+    return (frame.delivered[band] for frame in frames for _ in frame.items)
+
+
+def _load(
+    items: Sequence[pystac.Item],
+    key: str,
+    position: Mapping[str, int],
+    frames: int,
+    dtype: str,
+    nodata: float,
+    how: str,
+    grid: GeoBox,
+) -> np.ndarray:
+    """One asset of some items as (frames, y, x): lazy through odc-stac, computed on dask's current scheduler."""
+    import odc.stac
+    from rasterio.errors import RasterioError
+
+    out = np.full((frames, *grid.shape), nodata, dtype=dtype)
+    try:
+        lazy = odc.stac.load(
+            items,
+            bands=[key],
+            geobox=grid,
+            chunks={},
+            groupby=lambda item, parsed, index: position[item.id],
+            preserve_original_order=True,  # the first valid pixel wins, in the order of the frame's items
+            resampling=how,
+            dtype=dtype,
+            nodata=nodata,
+            patch_url=_signed,
+        )
+        filled = lazy[key].data.compute()
+    except (RasterioError, OSError) as error:
+        raise RemoteFailed(
+            f"cannot read {key} of {_named(error, items)}: {error}", "run the same command again"
+        ) from error
+    out[sorted({position[item.id] for item in items})] = filled
+    return out
+
+
+def _named(error: BaseException, items: Sequence[pystac.Item]) -> str:
+    """The item whose file the error speaks of, else all of them."""
+    text = f"{error} {error.__cause__ or ''}"
+    guilty = [item.id for item in items if any(asset.href in text for asset in item.assets.values())]
+    return ", ".join(guilty or [item.id for item in items])
+
+
+def _signed(href: str) -> str:
+    """Planetary Computer's blobs want a token in the address; it lives 45 minutes, and a slab takes seconds."""
+    if ".blob.core.windows.net/" not in href:
+        return href
+    import planetary_computer
+
+    return planetary_computer.sign(href)
+
+
+def _resampling(item: pystac.Item, key: str, gsd: float, target: float) -> str:
+    """Average where the asset is at least twice as fine as the grid, else bilinear."""
+    asset = item.assets[key]
+    affine = asset.extra_fields.get("proj:transform") or item.properties.get("proj:transform")
+    announced = (asset.extra_fields.get("raster:bands") or [{}])[0].get("spatial_resolution")
+    native = abs(affine[0]) if affine else announced or gsd
+    return "average" if target >= 2 * native else "bilinear"

@@ -1,0 +1,264 @@
+"""One write protocol for every store: plan, lock, template, units with hashes, finish.
+
+A store `x.zarr` is built with its records beside it, in `x.zarr.build/`:
+
+    plan.json      the request as asked, its key (a hash of it), and what was frozen when work began
+    ledger.jsonl   a line per finished unit of work, with the SHA-256 of every file that the unit wrote
+    lock           held with flock while a process writes; the kernel lets go when that process dies
+
+A unit is whole chunks, written once, by one worker. Its line follows its files, both flushed to disk, so that
+what the ledger names is there. Resuming is plan minus ledger. A finished store is left alone; another request for
+the same path is refused, or built in `x.zarr.build/next/` and renamed into place when `overwrite` is asked for.
+
+Knows nothing of Zarr, arrays or networks. Source: `stores.md`, "A write that survives".
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aefcli.errors import BadInput, Damaged, Locked
+
+FORMAT_KEY = "aef:format"  # the root attribute by which a store is known as ours
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of the canonical JSON of `value`, in hex."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+@dataclass
+class Build:
+    """A store under construction, or found finished. Made by `build`."""
+
+    store: Path  # where files are written now
+    records: Path  # plan.json and ledger.jsonl
+    key: str  # hash of the request
+    plan: Any = None  # what was frozen when the work began
+    complete: bool = False
+    _done: set[str] = field(default_factory=set)
+
+    def template(self, write: Callable[[Path], None]) -> None:
+        """Have `write(path)` make the empty store aside, then rename it into place. Nothing if it is there."""
+        if self.store.exists():
+            return
+        aside = self.records / "template"
+        shutil.rmtree(aside, ignore_errors=True)
+        write(aside)
+        aside.rename(self.store)
+        _sync_folder(self.store.parent)
+
+    def remaining(self, units: Iterable[str]) -> list[str]:
+        return [unit for unit in units if unit not in self._done]
+
+    def record(self, unit: str, files: Iterable[Path]) -> None:
+        """Flush the unit's files to disk, hash them, and only then say in the ledger that it is done."""
+        hashes = {str(path.relative_to(self.store)): _flush_and_hash(path) for path in sorted(files)}
+        self._append({"unit": unit, "files": hashes})
+        self._done.add(unit)
+
+    def finish(self, close: Callable[[Path], None]) -> None:
+        """After the last unit: `close(store)` writes the final metadata; then the ledger says complete."""
+        close(self.store)
+        self._append({"finished": self.key})
+        self.complete = True
+
+    def _append(self, line: dict[str, Any]) -> None:
+        with (self.records / "ledger.jsonl").open("ab") as out:
+            out.write(canonical(line).encode() + b"\n")
+            out.flush()
+            os.fsync(out.fileno())
+
+
+@contextmanager
+def build(
+    store: Path, request: Mapping[str, Any], plan: Callable[[], Any], *, overwrite: bool = False
+) -> Iterator[Build]:
+    """Open the build of `store` for this request: new, resumed, or found complete.
+
+    `plan()` is asked once in the life of a build, before anything is written, and its answer (plain JSON) is frozen.
+    Raises BadInput where the path holds something else, Locked where another process is writing it, Damaged where
+    the ledger cannot be read. None of these writes anything.
+    """
+    asked: dict[str, Any] = json.loads(canonical(dict(request)))
+    key = digest(asked)
+    home = records_of(store)
+    if (home / "old").exists():
+        with _lock(home / "lock", store):
+            _recover(store, home)
+    aside = _choose(store, home, asked, key, overwrite)
+    records = home / "next" if aside else home
+    begun = _read_plan(records)
+    content = None if begun and begun["key"] == key else plan()
+    home.mkdir(parents=True, exist_ok=True)
+    with _lock(home / "lock", store):
+        current = Build(records / "store" if aside else store, records, key)
+        _enter(current, asked, content)
+        yield current
+        if aside and current.complete:
+            _swap(store, home)
+            current.store, current.records = store, home
+
+
+def records_of(store: Path) -> Path:
+    """Where the records of a store lie: beside it."""
+    return store.with_name(store.name + ".build")
+
+
+def _choose(store: Path, home: Path, request: dict[str, Any], key: str, overwrite: bool) -> bool:
+    """Whether to build aside and swap at the end; refuses what may not be touched."""
+    plan, here = _read_plan(home), store.exists()
+    if here and not plan and not _is_ours(store):
+        raise BadInput(f"{store} exists and was not written by aef", "choose another --out")
+    if not plan:
+        if here and not overwrite:
+            raise BadInput(f"{store} exists, but its records {home.name} are gone", "--overwrite, or another --out")
+        return here
+    finished = here and any("finished" in line for line in _read_lines(home / "ledger.jsonl"))
+    if overwrite:
+        return finished or plan["key"] != key
+    if plan["key"] != key:
+        raise BadInput(
+            f"{store} was made by another request: {_difference(plan['request'], request)}",
+            "--overwrite, or another --out",
+        )
+    return False
+
+
+def _enter(build: Build, request: dict[str, Any], content: Any) -> None:
+    """Pick up what is there for this key, or clear the place and begin with the new plan."""
+    begun = _read_plan(build.records)
+    if begun is None or begun["key"] != build.key:
+        if build.records.name == "next":
+            shutil.rmtree(build.records, ignore_errors=True)
+        build.records.mkdir(parents=True, exist_ok=True)
+        (build.records / "ledger.jsonl").unlink(missing_ok=True)
+        begun = {"key": build.key, "request": request, "plan": content}
+        write_atomically(build.records / "plan.json", canonical(begun).encode())
+    build.plan = begun["plan"]
+    lines = _read_lines(build.records / "ledger.jsonl", mend=True) if build.store.exists() else []
+    build._done = {line["unit"] for line in lines if "unit" in line}
+    build.complete = any("finished" in line for line in lines)
+
+
+def _swap(store: Path, home: Path) -> None:
+    """Put the finished store of `next` in the old one's place. `_recover` mends a stop between the renames."""
+    old = home / "old"
+    shutil.rmtree(old, ignore_errors=True)
+    if store.exists():
+        store.rename(old)
+    (home / "next" / "store").rename(store)
+    for name in ("plan.json", "ledger.jsonl"):
+        (home / "next" / name).replace(home / name)
+    shutil.rmtree(home / "next")
+    shutil.rmtree(old, ignore_errors=True)
+    _sync_folder(store.parent)
+
+
+def _recover(store: Path, home: Path) -> None:
+    """Finish a swap that was cut off: the old store is moved away only once the new one is whole."""
+    if not store.exists() and (home / "next" / "store").exists():
+        (home / "next" / "store").rename(store)
+    for name in ("plan.json", "ledger.jsonl"):
+        if (home / "next" / name).exists():
+            (home / "next" / name).replace(home / name)
+    shutil.rmtree(home / "next", ignore_errors=True)
+    shutil.rmtree(home / "old", ignore_errors=True)
+
+
+@contextmanager
+def _lock(path: Path, store: Path) -> Iterator[None]:
+    with path.open("a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Locked(f"{store} is being written by another process", "wait for it to end") from error
+        yield
+
+
+def _is_ours(store: Path) -> bool:
+    try:
+        return FORMAT_KEY in json.loads((store / "zarr.json").read_text())["attributes"]
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _read_plan(records: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads((records / "plan.json").read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise Damaged(f"{records / 'plan.json'} cannot be read", "remove that folder to start anew") from error
+
+
+def _read_lines(path: Path, *, mend: bool = False) -> list[dict[str, Any]]:
+    """The ledger's lines. A torn last line, left by a stop in mid-write, is dropped (and cut off if `mend`)."""
+    if not path.exists():
+        return []
+    raw, lines, kept = path.read_bytes(), [], 0
+    for number, line in enumerate(raw.splitlines(keepends=True), start=1):
+        try:
+            lines.append(json.loads(line) if line.endswith(b"\n") else _torn())
+        except ValueError as error:
+            if kept + len(line) < len(raw):
+                raise Damaged(f"{path} is damaged in line {number}", "remove that folder to start anew") from error
+            break
+        kept += len(line)
+    if mend and kept < len(raw):
+        os.truncate(path, kept)
+    return lines
+
+
+def _torn() -> dict[str, Any]:
+    raise ValueError("no end of line")
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """The first few entries that differ, as `name: old -> new`."""
+    names = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+    return "; ".join(f"{name}: {_short(old.get(name))} -> {_short(new.get(name))}" for name in names[:3])
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else canonical(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _flush_and_hash(path: Path) -> str:
+    with path.open("rb") as handle:
+        os.fsync(handle.fileno())
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write aside, flush to disk, rename: readers see the old file or the new one, never a part."""
+    aside = path.with_name(path.name + ".part")
+    with aside.open("wb") as out:
+        out.write(data)
+        out.flush()
+        os.fsync(out.fileno())
+    aside.replace(path)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
