@@ -37,7 +37,7 @@ CHUNK = 256  # pixels along y and x: 4 MiB of codes, the unit of reading and of 
 
 _FAMILY, _VERSION = "embedding-field", 1
 _AXES = ("time", "embedding", "y", "x")
-_POWER, _STEPS = 2.0, 127.5
+_STEPS = 127.5
 _PAPER = "https://arxiv.org/abs/2507.22291"  # the quantiser: supplement S8
 _DECODING = (
     "x = sign(q) * (|q| / 127.5)^2 for each of the 64 codes q of a pixel, then divide the 64 values by their "
@@ -74,7 +74,7 @@ def quantise(x: np.ndarray, axis: int = -1) -> np.ndarray:
     """
     finite = np.isfinite(x)
     values = np.where(finite, x, 0)
-    codes = np.rint(np.sign(values) * np.abs(values) ** (1 / _POWER) * _STEPS)
+    codes = np.rint(np.sign(values) * np.sqrt(np.abs(values)) * _STEPS)
     codes = np.clip(codes, -127, 127).astype(np.int8)
     return np.where(finite.all(axis=axis, keepdims=True), codes, np.int8(NODATA))
 
@@ -96,7 +96,7 @@ def dequantise(q: np.ndarray, axis: int = -1, *, renormalise: bool = True) -> np
 def _decoded() -> np.ndarray:
     """float32 [256]: the value of every code, indexed by the code's bits read as uint8."""
     codes = np.arange(256, dtype=np.uint8).view(np.int8).astype(np.float64)
-    values = np.sign(codes) * (np.abs(codes) / _STEPS) ** _POWER
+    values = np.sign(codes) * (np.abs(codes) / _STEPS) ** 2
     return np.where(codes == NODATA, np.nan, values).astype(np.float32)
 
 
@@ -455,8 +455,9 @@ def _check(path: Path) -> None:
         raise BadInput(f"{path} is not an embedding field", "aef embed writes one from a cube and a model")
     if int(version) > _VERSION:
         raise BadInput(f"{path} is of format {_FAMILY}/{version}, newer than {_FAMILY}/{_VERSION}", "upgrade aefcli")
-    if document["attributes"].get("state") != "complete":
-        raise BadInput(f"{path} is incomplete: its state is not complete but building", "run aef embed again")
+    state = document["attributes"].get("state")
+    if state != "complete":
+        raise BadInput(f"{path} is incomplete, its state is {state!r}", "run aef embed again")
 
 
 def _root(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -366,7 +367,7 @@ class _Plan:
     def folds(self, shots: int | str, limit: int | None) -> int:
         """Folds of a trial. At `max` one fold is enough where a bootstrap of the test set tells the spread."""
         sizes = self.sizes
-        alone = shots == "max" and (sizes.min() >= 200 or sizes.min() == sizes.max())
+        alone = shots == "max" and (sizes.min() >= 200 or (len(sizes) > 1 and sizes.min() == sizes.max()))
         count = 1 if alone else folds(int(sizes.min()))
         return count if limit is None else min(count, limit)
 
@@ -425,9 +426,10 @@ class _Plan:
         possible = (
             f"at most {trains[least]} shots are possible" if trains[least] else "there is nothing to learn it from"
         )
-        count = trains[least] if self.how == "given" else self.sizes[least]
+        count = int(trains[least] if self.how == "given" else self.sizes[least])
+        points = f"{count} point{'s' * (count != 1)}"
         raise BadInput(
-            f"{shots} shots: {self.names[least]!r} has {count} points{where}; {possible}",
+            f"{shots} shots: {self.names[least]!r} has {points}{where}; {possible}",
             "ask for fewer shots, add points, or leave it out",
         )
 
@@ -459,18 +461,21 @@ def _strata(labels: Labels) -> tuple[np.ndarray, tuple[str, ...]]:
 def _bins(value: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
     """Ten equally spaced bins between the least and the largest value; the empty are left out.
 
-    Our choice: a bin thinner than 20 points and 2% of all joins its smaller neighbour. One outlier alone in the
-    last bin would otherwise be the smallest class, and `max` would mean one point per bin.
+    Our choice: a bin thinner than 20 points and 2% of all joins the nearer of its neighbours, of equally near ones
+    the smaller. One outlier alone in the last bin would otherwise be the smallest class, and `max` would mean one
+    point per bin.
     """
     edges = np.linspace(value.min(), value.max(), _BINS + 1)
     fine = np.digitize(value, edges[1:-1])
     count = np.bincount(fine, minlength=_BINS)
-    spans = [(at, at + 1, int(count[at])) for at in range(_BINS)]
+    spans = [(at, at + 1, int(count[at])) for at in range(_BINS) if count[at]]
     thin = max(20, len(value) // 50)
     while len(spans) > 1 and min(span[2] for span in spans) < thin:
         at = min(range(len(spans)), key=lambda index: spans[index][2])
-        beside = [index for index in (at - 1, at + 1) if 0 <= index < len(spans)]
-        low = min(at, min(beside, key=lambda index: spans[index][2]))
+        # Joins are named by their lower half: (empty bins between, points of the neighbour, lower half)
+        below = [(spans[at][0] - spans[at - 1][1], spans[at - 1][2], at - 1)] if at else []
+        above = [(spans[at + 1][0] - spans[at][1], spans[at + 1][2], at)] if at + 1 < len(spans) else []
+        low = min(below + above)[2]
         (first, _, left), (_, last, right) = spans[low], spans[low + 1]
         spans[low : low + 2] = [(first, last, left + right)]
     stratum = np.digitize(fine, [first for first, _, _ in spans[1:]])
@@ -589,7 +594,8 @@ def evaluate(
     for level in shots:
         found = []
         for fold in range(count[level]):
-            found.append(trial.run(matrices, level, fold))
+            with _lean():
+                found.append(trial.run(matrices, level, fold))
             done += 1
             if progress:
                 progress(done, sum(count.values()))
@@ -611,12 +617,28 @@ def _matrix(name: str, feature: np.ndarray, rows: int) -> np.ndarray:
     return matrix
 
 
+@contextmanager
+def _lean() -> Iterator[None]:
+    """One thread, and no checks of what is checked already, for thousands of small fits.
+
+    Threads gain nothing on matrices of a few hundred rows and spin while they wait: on two busy cores a trial took
+    two to four times as long with them. They would also let the last digit depend on the machine.
+    """
+    import sklearn.linear_model
+    import sklearn.neighbors
+    from threadpoolctl import threadpool_limits
+
+    # Libraries are limited as they are found, so those of scikit-learn have to be loaded by now
+    with threadpool_limits(1), sklearn.config_context(assume_finite=True, skip_parameter_validation=True):
+        yield
+
+
 def _check_request(probes: Sequence[str], shots: Sequence[int | str], seed: int, max_folds: int | None) -> None:
     for probe in probes:
         if probe not in PROBES:
             raise unknown("probe", probe, PROBES)
     for level in shots:
-        if level != "max" and (isinstance(level, str) or level < 1):
+        if level != "max" and (not isinstance(level, int) or level < 1):
             raise BadInput(f"{level!r} shots", "give whole numbers from 1, or max")
     if seed < 0:
         raise BadInput(f"the seed {seed} is negative", "give a seed from 0")
@@ -746,7 +768,7 @@ def _value_metrics(truth: np.ndarray, guess: np.ndarray, rng: np.random.Generato
     R2 of a test set of one value is 1 if it is hit and else 0, as in scikit-learn.
     """
     n = len(truth)
-    weight = np.ones((1, n)) if rng is None else rng.multinomial(n, np.full(n, 1 / n), BOOTSTRAP).astype(np.float64)
+    weight = np.ones((1, n)) if rng is None else _resamples(n, rng)
     centred, residual = truth - truth.mean(), truth - guess
     squares = weight @ centred**2
     spread = squares - (weight @ centred) ** 2 / n
@@ -756,6 +778,12 @@ def _value_metrics(truth: np.ndarray, guess: np.ndarray, rng: np.random.Generato
     r2 = np.where(error > 0, 0.0, 1.0)
     np.subtract(1, np.divide(error, spread, where=varied, out=np.zeros(len(r2))), out=r2, where=varied)
     return np.column_stack([r2, weight @ np.abs(residual) / n])
+
+
+def _resamples(n: int, rng: np.random.Generator) -> np.ndarray:
+    """How often each of n points is drawn when n are drawn with replacement, float64 (BOOTSTRAP, n)."""
+    drawn = rng.integers(n, size=(BOOTSTRAP, n)) + n * np.arange(BOOTSTRAP)[:, None]
+    return np.bincount(drawn.ravel(), minlength=BOOTSTRAP * n).reshape(BOOTSTRAP, n).astype(np.float64)
 
 
 _METRIC = {"class": _class_metrics, "value": _value_metrics}

@@ -78,7 +78,7 @@ def _draw(field: xr.Dataset, rgba: np.ndarray, columns: int, step: int, target: 
     times, height, width, _ = rgba.shape
     rows = math.ceil(times / columns)
     lone = times == 1
-    left, right, below, above = (70, 20, 50, 30) if lone else (10, 10, 10, 24)
+    left, right, below, above = (88, 20, 50, 30) if lone else (10, 10, 10, 24)
     zoom = max(1, min(math.ceil(_WIDTH / (columns * width)), math.ceil(1600 / (rows * height))))
     cell = (max(width * zoom, 90) + left + right, height * zoom + below + above)
     size = (max(columns * cell[0], _WIDTH), rows * cell[1])
@@ -124,7 +124,7 @@ def _label(axes: Axes, field: xr.Dataset) -> None:
 
     unit = _unit(field)[1]
     for axis, name in ((axes.xaxis, "x"), (axes.yaxis, "y")):
-        axis.set_major_locator(MaxNLocator(5))
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axis.set_major_formatter(ScalarFormatter(useOffset=False))
         axis.set_label_text(f"{field[name].attrs.get('long_name', name)} ({unit})", fontsize=8)
     axes.tick_params(labelsize=8)

@@ -94,8 +94,8 @@ KINDS = (
     Kind("rapeseed", (0.033, 0.068, 0.038, 0.45, 0.18), 84, 10, 170, 8, 193, winter=0.38, peak=0.93,
          straw=0.65, flower=0.5, volume=(0.12, 0.040), depth=0.7),
     # Equal to the eye at every date: flooded stems against broad leaves on dry ground.
-    Kind("summer_crop_wet", volume=(0.085, 0.034), bounce=0.11, **_SUMMER),
-    Kind("summer_crop_dry", volume=(0.085, 0.013), bounce=0.0, **_SUMMER),
+    Kind("summer_crop_wet", volume=(0.085, 0.024), bounce=0.06, **_SUMMER),
+    Kind("summer_crop_dry", volume=(0.085, 0.014), bounce=0.0, **_SUMMER),
     Kind("meadow", (0.032, 0.068, 0.042, 0.40, 0.22), 92, 12, 292, 14, peak=0.92, floor=0.42, straw=0.2, cut=True,
          volume=(0.055, 0.012), depth=0.35, wood=0.15),
     Kind("deciduous_forest", (0.022, 0.046, 0.025, 0.40, 0.16), 112, 6, 288, 9, peak=0.93, floor=0.12, straw=0.4,
@@ -167,6 +167,7 @@ class Land:
     kind: np.ndarray  # (year, p) index into KINDS
     jitter: np.ndarray  # (year, p) days
     vigour: np.ndarray  # (year, p) factor on green cover
+    stems: np.ndarray  # (year, p) factor on canopy backscatter
     cuts: np.ndarray  # (year, p, 4) days, inf: not cut
     soil: np.ndarray  # (p,) brightness factor
     rough: np.ndarray  # (p,) factor on soil backscatter
@@ -286,13 +287,15 @@ def _land(seed: int, grid: Grid, years: int) -> Land:
         kinds.append(_rotation(rng, uses, years))
         first += uses.size
     rng, parcel, kind = _rng(seed, 2), np.stack(parcels), np.concatenate(kinds, 1)
+    vigour = np.clip(rng.normal(1, 0.08, kind.shape), 0.7, 1.1)
     ground = rng.normal(1, 0.14, grid.sites)[np.concatenate(sites)]  # soils differ more between sites than within
     return Land(
         parcel=parcel,
         site=np.concatenate(sites),
         kind=kind,
         jitter=rng.normal(0, np.where(kind < CROPS, 4.0, 2.0)),
-        vigour=np.clip(rng.normal(1, 0.08, kind.shape), 0.7, 1.1),
+        vigour=np.where(kind < CROPS, vigour, vigour[0]),  # a wood does not jump at New Year
+        stems=10 ** rng.normal(0, 0.08, kind.shape),
         cuts=_cut_days(rng, kind.shape),
         soil=np.clip(ground * rng.normal(1, 0.08, first), 0.6, 1.5),
         rough=10 ** rng.normal(0, 0.12, first),
@@ -429,7 +432,7 @@ class Sky:
 def _sky(rng: np.random.Generator, gloom: np.ndarray, size: int) -> Sky:
     """Clouds as blobs above a threshold: one weather for the day, more or less of it at each site."""
     sites = gloom.size
-    odds = 1.7 * (rng.normal(-0.40, 1.0) + gloom + rng.normal(0, 0.7, sites))
+    odds = 1.7 * (rng.normal(-0.95, 1.0) + gloom + rng.normal(0, 0.7, sites))
     share = 1 / (1 + np.exp(-odds))
     shape = (sites, size, size)
     blobs = _noise(rng, shape, 8) + 0.3 * _noise(rng, shape, 2)
@@ -509,7 +512,7 @@ def backscatter(land: Land, climate: Climate, year: int, day: int, orbit: int) -
     power = np.empty((2, *land.parcel.shape), np.float32)
     for channel, share in enumerate((1.0, 0.09)):
         ground = np.where(soil, moist * share, _table("surface")[kind][:, channel])
-        total = _table("volume")[kind][:, channel] * (1 - through) + through * ground
+        total = _table("volume")[kind][:, channel] * land.stems[year] * (1 - through) + through * ground
         total += _table("bounce")[kind] * now.standing * (1.0, 0.12)[channel]
         power[channel] = total.astype(np.float32)[land.parcel] * land.grain * land.texture
     return power
@@ -759,8 +762,8 @@ def _qa_pixel(flags: dict[str, np.ndarray], water: np.ndarray) -> np.ndarray:
     """QA_PIXEL, uint16 (site, y, x), composed to the values that Collection 2 uses: 21824 is clear land."""
     from scipy.ndimage import binary_dilation
 
-    cloud = flags["cloud"] | flags["thin"]
-    near = binary_dilation(cloud, np.ones((1, 3, 3), bool)) & ~cloud
+    cloud = flags["cloud"]
+    near = (binary_dilation(cloud, np.ones((1, 3, 3), bool)) | flags["thin"]) & ~cloud
     value = np.full(cloud.shape, 21824, np.int64)
     value[water] |= 1 << 7
     value[near] |= 1 << 1

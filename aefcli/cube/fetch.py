@@ -142,7 +142,7 @@ def _stack_of_items(name: str, items: Sequence[Mapping[str, Any]], grid: GeoBox,
     source = SOURCES[name]
     frames = frames_of([pystac.Item.from_dict(dict(item)) for item in items], source)
     cells = coarser(grid, factor(source.gsd, request.gsd))
-    delivered = np.array([frame.delivered for frame in frames], dtype=bool)
+    delivered: np.ndarray = np.array([frame.delivered for frame in frames], dtype=bool)
 
     def read(when: slice, tile: Tile) -> dict[str, np.ndarray]:
         return _read_items(frames[when], source, cells[tile.slices], request)
@@ -159,7 +159,7 @@ def _stack_of_items(name: str, items: Sequence[Mapping[str, Any]], grid: GeoBox,
             "platform": [str(frame.items[0].properties.get("platform", "")) for frame in frames],
             "orbit": [frame.orbit for frame in frames],
         },
-        layers=layers_of(source, [bool(there) for there in delivered.any(axis=0)]),
+        layers=layers_of(source, [any(column) for column in zip(*delivered, strict=True)]),
         read=read,
     )
 

@@ -295,7 +295,7 @@ class CubeSource:
     offset: np.ndarray
     orbit: tuple[str, ...]  # (t) ascending, descending or empty
     factor: int  # cells of the cube per cell of the source
-    arrays: Mapping[str, zarr.Array]
+    arrays: Mapping[str, zarr.Array | np.ndarray]
 
     def read(self, tile: Tile, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Stored values (t c h w) and weight (t h w) of some frames over a tile of the cube's pixels.
@@ -311,9 +311,15 @@ class CubeSource:
         rows = np.arange(tile.top, tile.bottom) // self.factor - cells.top
         columns = np.arange(tile.left, tile.right) // self.factor - cells.left
         names = [*self.bands, "weight"]
-        read = [self.arrays[name].get_orthogonal_selection((frames, *cells.slices)) for name in names]
+        read = [_select(self.arrays[name], frames, cells) for name in names]
         repeated = [np.asarray(values)[:, rows[:, None], columns] for values in read]
         return np.stack(repeated[:-1], axis=1), repeated[-1]
+
+
+def _select(array: Any, frames: np.ndarray, tile: Tile) -> np.ndarray:
+    """Some frames of a tile, from Zarr or from memory."""
+    chosen = array if isinstance(array, np.ndarray) else array.oindex
+    return np.asarray(chosen[(frames, *tile.slices)])
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,447 @@
+"""The network: frames of all sources on one time axis, in; unit vectors per pixel and valid period, out.
+
+One file that reads like the paper (method.md sections 2-7). Owns timecodes, source encoders, the space-time-precision
+(STP) encoder, the summariser, the von Mises-Fisher bottleneck and the decoders. Knows nothing of files, losses,
+teachers or students, and never sees coordinates.
+
+Frames travel packed: all frames of the batch that have anything present in one axis n, each with its site (its row of
+the batch) and its place among that site's frames. Space and precision work on frames one by one; only the time
+operator and the summariser look across frames, and they alone spread them out into (b, t) with a mask.
+
+Sizes: L is the patch side. Precision runs at L/2 with width D_P, time at L/8 with D_T, space at L/16 with D_S.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from aefcli.batch import DAY, Frames
+from aefcli.recipe import Model as Sizes
+from aefcli.sources import SOURCES
+
+META = 1  # numbers of acquisition geometry per frame (sample.py writes them)
+_YEAR_DAYS = 365.2425
+_EPOCH = 1_577_836_800_000  # 2020-01-01 in ms since 1970; int64 differences to it stay small
+_PERIODS = tuple(_YEAR_DAYS * 2.0**k for k in range(4, -8, -1))  # days: 16 years ... 2.9 days, the year among them
+_TIMECODE = 2 * len(_PERIODS)
+_POSITIONS = 8  # half-waves across a valid period that decoders can tell apart
+
+# --- timecodes (section 4) ------------------------------------------------------------------------------------------
+
+
+def timecode(time: Int[Tensor, "*s"]) -> Float[Tensor, "*s f"]:
+    """Sines and cosines of an instant at periods from 16 years to about 3 days.
+
+    The phase is taken in int64 and float64: float32 milliseconds since 1970 resolve two minutes only.
+    """
+    days = (time - _EPOCH).double() / DAY
+    turns = days[..., None] / torch.tensor(_PERIODS, dtype=torch.float64, device=time.device)
+    angle = (2 * math.pi * (turns - turns.floor())).float()
+    return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+
+def relative(time: Int[Tensor, "*s"], start: Int[Tensor, "*s"], end: Int[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+    """Where an instant lies in a period: 0 at its start, 1 at its end, beyond outside of it."""
+    return ((time - start).double() / (end - start).double()).float()
+
+
+def position(place: Float[Tensor, "*s"]) -> Float[Tensor, "*s f"]:
+    """The timecode of a place in [0, 1) of a valid period, for decoders."""
+    angle = math.pi * place[..., None] * torch.arange(1, _POSITIONS + 1, device=place.device)
+    return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+
+# --- packing --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each packed frame belongs."""
+
+    site: Int[Tensor, " n"]  # its row of the batch
+    slot: Int[Tensor, " n"]  # its place among the frames of that row
+    time: Int[Tensor, " n"]  # ms since 1970 UTC
+    source: Int[Tensor, " n"]  # index into the model's sources
+    shape: tuple[int, int]  # (b, most frames of any row)
+
+    def spread(self, packed: Tensor) -> Tensor:
+        """(n, ...) -> (b, t, ...), zeros where a row has fewer frames."""
+        out = packed.new_zeros(*self.shape, *packed.shape[1:])
+        return out.index_put((self.site, self.slot), packed)
+
+    def gather(self, spread: Tensor) -> Tensor:
+        """(b, t, ...) -> (n, ...): the inverse."""
+        return spread[self.site, self.slot]
+
+    @property
+    def filled(self) -> Bool[Tensor, "b t"]:
+        return self.spread(torch.ones_like(self.site, dtype=torch.bool))
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the encoder hands to the summariser: it does not know the valid period."""
+
+    features: Float[Tensor, "n p h2 w2"]
+    present: Bool[Tensor, "n h2 w2"]  # any pixel of the 2x2 cell delivered
+    layout: Layout
+    seen: Bool[Tensor, "b h w"]  # any frame delivered the pixel
+
+
+# --- operators (section 3) ------------------------------------------------------------------------------------------
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with a rotation or a mask handed in."""
+
+    def __init__(self, width: int, head: int) -> None:
+        super().__init__()
+        self.heads = width // head
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(
+        self, x: Float[Tensor, "m s d"], mask: Bool[Tensor, "m s"] | None = None, turn: Tensor | None = None
+    ) -> Float[Tensor, "m s d"]:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        if turn is not None:
+            q, k = rotate(q, turn), rotate(k, turn)
+        among = None if mask is None else mask[:, None, None, :]
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=among)
+        return self.out(mixed.transpose(1, 2).flatten(-2))
+
+
+def rotate(x: Float[Tensor, "m k s e"], turn: Float[Tensor, "s half"]) -> Float[Tensor, "m k s e"]:
+    """Rotary positions: each pair of features turned by its angle."""
+    a, b = x.chunk(2, dim=-1)
+    sin, cos = turn.sin(), turn.cos()
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+
+
+def cell_angles(height: int, width: int, head: int, device: torch.device) -> Float[Tensor, "s half"]:
+    """Angles of the cells of a grid, rows in one half of the features and columns in the other, any grid size."""
+    quarter = head // 4
+    speed = 100.0 ** (-torch.arange(quarter, device=device) / quarter)
+    rows = torch.arange(height, device=device)[:, None] * speed
+    columns = torch.arange(width, device=device)[:, None] * speed
+    return torch.cat([rows[:, None].expand(-1, width, -1), columns[None].expand(height, -1, -1)], dim=-1).flatten(0, 1)
+
+
+class Perceptron(nn.Sequential):
+    """Two linear layers with a GELU between them."""
+
+    def __init__(self, width: int, hidden: int, out: int) -> None:
+        super().__init__(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, out))
+
+
+class Space(nn.Module):
+    """Self-attention over the cells of each frame, pre-norm, with residuals."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.head = sizes.head
+        self.norms = nn.ModuleList(nn.LayerNorm(sizes.space) for _ in range(2))
+        self.attention = Attention(sizes.space, sizes.head)
+        self.mlp = Perceptron(sizes.space, sizes.mlp_ratio * sizes.space, sizes.space)
+
+    def forward(self, x: Float[Tensor, "n d h w"]) -> Float[Tensor, "n d h w"]:
+        height, width = x.shape[-2:]
+        turn = cell_angles(height, width, self.head, x.device)
+        cells = x.flatten(2).transpose(1, 2)
+        cells = cells + self.attention(self.norms[0](cells), turn=turn)
+        cells = cells + self.mlp(self.norms[1](cells))
+        return cells.transpose(1, 2).unflatten(2, (height, width))
+
+
+class Time(nn.Module):
+    """Self-attention along time at each cell, conditioned on the timecode of each frame, pre-norm, with residuals."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(sizes.time) for _ in range(2))
+        self.when = nn.Linear(_TIMECODE, sizes.time)
+        self.attention = Attention(sizes.time, sizes.head)
+        self.mlp = Perceptron(sizes.time, sizes.mlp_ratio * sizes.time, sizes.time)
+
+    def forward(self, x: Float[Tensor, "n d h w"], layout: Layout) -> Float[Tensor, "n d h w"]:
+        height, width = x.shape[-2:]
+        cells = x.flatten(2).transpose(1, 2)
+        asked = self.norms[0](cells) + self.when(timecode(layout.time))[:, None]
+        series = layout.spread(asked).transpose(1, 2)  # b cells t d
+        mask = layout.filled[:, None].expand(-1, series.shape[1], -1)
+        mixed = self.attention(series.flatten(0, 1), mask=mask.flatten(0, 1)).unflatten(0, series.shape[:2])
+        cells = cells + layout.gather(mixed.transpose(1, 2))
+        cells = cells + self.mlp(self.norms[1](cells))
+        return cells.transpose(1, 2).unflatten(2, (height, width))
+
+
+class Precision(nn.Module):
+    """GroupNorm, 3x3 convolution, GELU, 3x3 convolution, residual."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        hidden = sizes.precision_expansion * sizes.precision
+        self.norm = nn.GroupNorm(max(1, sizes.precision // 16), sizes.precision)
+        self.widen = nn.Conv2d(sizes.precision, hidden, 3, padding=1)
+        self.narrow = nn.Conv2d(hidden, sizes.precision, 3, padding=1)
+
+    def forward(self, x: Float[Tensor, "n d h w"]) -> Float[Tensor, "n d h w"]:
+        return x + self.narrow(F.gelu(self.widen(self.norm(x))))
+
+
+class Resample(nn.Module):
+    """One edge of the exchange: a level of a Laplacian pyramid with a learned projection.
+
+    Down: average over the factor, the pyramid's low pass, then the projection. Up: the projection on the coarse grid,
+    then bilinear expansion. Both are exact in shape, and both convolve on the coarse grid alone.
+    """
+
+    def __init__(self, width: int, out: int, factor: float, kernel: int) -> None:
+        super().__init__()
+        self.factor = factor  # below 1 down, above 1 up
+        self.project = nn.Conv2d(width, out, kernel, padding=kernel // 2)
+
+    def forward(self, x: Float[Tensor, "n d h w"]) -> Float[Tensor, "n e h2 w2"]:
+        if self.factor < 1:
+            return self.project(F.avg_pool2d(x, round(1 / self.factor)))
+        return F.interpolate(self.project(x), scale_factor=self.factor, mode="bilinear", align_corners=False)
+
+
+_PATHS = ("precision", "time", "space")
+_SIDE = {"precision": 2, "time": 8, "space": 16}  # pixels per cell
+
+
+class Block(nn.Module):
+    """The operators of the active paths side by side, then the exchange: every path hands its state to every other.
+
+    `before` are the paths that run; `after` those that get a state. A path that starts here is fed by all that ran.
+    """
+
+    def __init__(self, sizes: Sizes, before: tuple[str, ...], after: tuple[str, ...]) -> None:
+        super().__init__()
+        kinds: dict[str, type[nn.Module]] = {"precision": Precision, "time": Time, "space": Space}
+        self.operators = nn.ModuleDict({path: kinds[path](sizes) for path in before})
+        self.exchange = nn.ModuleDict(
+            {
+                f"{giver}_{taker}": Resample(
+                    getattr(sizes, giver), getattr(sizes, taker), _SIDE[giver] / _SIDE[taker], sizes.exchange_kernel
+                )
+                for giver in before
+                for taker in after
+                if giver != taker
+            }
+        )
+        self.after = after
+
+    def forward(self, states: dict[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+        worked = {
+            path: operator(states[path], layout) if path == "time" else operator(states[path])
+            for path, operator in self.operators.items()
+        }
+        mixed = {}
+        for taker in self.after:
+            given = [self.exchange[f"{giver}_{taker}"](state) for giver, state in worked.items() if giver != taker]
+            mixed[taker] = sum(given, start=worked[taker]) if taker in worked else sum(given[1:], start=given[0])
+        return mixed
+
+
+def staggered(blocks: int) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Which paths run in each block, and which get a state after it [Fig. 2D].
+
+    Precision alone, then time, then space; full exchange from there; after the last all are summed at L/2.
+    """
+    running = [_PATHS[: min(number, 3)] for number in range(1, blocks + 1)]
+    return list(zip(running, [*running[1:], _PATHS[:1]], strict=True))
+
+
+class SourceEncoder(nn.Module):
+    """One frame of one source, c x L x L, to D_P x L/2 x L/2: a strided convolution plus a learned source vector.
+
+    Absent pixels and bands enter as 0, with a channel of presence per band beside them.
+    """
+
+    def __init__(self, bands: int, width: int) -> None:
+        super().__init__()
+        self.project = nn.Conv2d(2 * bands, width, 4, stride=2, padding=1)
+        self.source = nn.Parameter(torch.zeros(width))
+
+    def forward(self, pixels: Float[Tensor, "n c h w"], there: Bool[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
+        # where, not a product: what is not present must not reach the network even if it is NaN.
+        values = torch.where(there, pixels, 0.0)
+        return self.project(torch.cat([values, there.to(values.dtype)], 1)) + self.source[:, None, None]
+
+
+# --- summariser (section 5) -----------------------------------------------------------------------------------------
+
+
+class Summariser(nn.Module):
+    """For a valid period: attention pooling of the frames of each L/2 cell, up-sampling to L, projection, unit length.
+
+    A head weighs a frame by content (query of the period against a key of the frame) and by where the frame lies in the
+    valid period: each head has a centre and a width there, spread evenly at the start, and may lean to a source. With
+    no frame near its centre a head takes the nearest, which is what interpolation and extrapolation need.
+
+    Up-sampling is one shared projection, expanded bilinearly, plus a difference per sub-pixel that starts at zero:
+    separate weights per sub-pixel would let the four pixels of a cell use four codes, and no loss would see it.
+    """
+
+    def __init__(self, sizes: Sizes, sources: int) -> None:
+        super().__init__()
+        heads, width = sizes.pool_heads, sizes.pool_width
+        hidden = 2 * sizes.embedding
+        self.heads = heads
+        self.norm = nn.GroupNorm(1, sizes.precision)
+        self.query = Perceptron(2 * _TIMECODE + 1, 2 * sizes.precision, heads * width)
+        self.key = nn.Conv2d(sizes.precision, heads * width, 1)
+        self.value = nn.Conv2d(sizes.precision, heads * width, 1)
+        self.key_time = nn.Linear(_TIMECODE, heads * width)
+        self.centre = nn.Parameter((torch.arange(heads) + 0.5) / heads)
+        self.log_width = nn.Parameter(torch.full((heads,), math.log(1.0 / heads)))
+        self.lean = nn.Parameter(torch.zeros(sources, heads))
+        self.hidden = nn.Conv2d(heads * width, hidden, 1)
+        self.shared = nn.Conv2d(hidden, sizes.embedding, 1)
+        self.difference = nn.Conv2d(hidden, 4 * sizes.embedding, 1)
+        nn.init.zeros_(self.difference.weight)
+        nn.init.zeros_(self.difference.bias)  # type: ignore[arg-type]
+
+    def forward(self, encoded: Encoded, valid: Int[Tensor, "b p 2"]) -> Float[Tensor, "b p d h w"]:
+        hidden = F.gelu(self.hidden(self.pool(encoded, valid).flatten(0, 1)))
+        shared = F.interpolate(self.shared(hidden), scale_factor=2, mode="bilinear", align_corners=False)
+        vectors = shared + F.pixel_shuffle(self.difference(hidden), 2)
+        return F.normalize(vectors.float(), dim=1, eps=1e-6).unflatten(0, valid.shape[:2])
+
+    def pool(self, encoded: Encoded, valid: Int[Tensor, "b p 2"]) -> Float[Tensor, "b p e h2 w2"]:
+        """Softmax over the frames of each cell, per period and head; zeros in cells that no frame saw."""
+        layout, features = encoded.layout, self.norm(encoded.features)
+        keys = self.key(features) + self.key_time(timecode(layout.time))[:, :, None, None]
+        keys = keys.unflatten(1, (self.heads, -1))
+        query = self.query(self.describe(valid)).unflatten(-1, (self.heads, -1))[layout.site]
+        logits = torch.einsum("nkehw,npke->npkhw", keys, query) / math.sqrt(keys.shape[2])
+        logits = layout.spread(logits + self.nearness(layout, valid)[..., None, None])
+        there = layout.spread(encoded.present)[:, :, None, None]
+        logits = logits.masked_fill(~there, -torch.inf)
+        top = logits.detach().amax(1, keepdim=True).clamp(min=-1e30)  # finite in cells that no frame saw
+        share = (logits - top).exp()
+        share = share / share.sum(1, keepdim=True).clamp(min=1e-30)
+        values = layout.spread(self.value(features).unflatten(1, (self.heads, -1)))
+        return torch.einsum("btpkhw,btkehw->bpkehw", share, values).flatten(2, 3)
+
+    def describe(self, valid: Int[Tensor, "b p 2"]) -> Float[Tensor, "b p f"]:
+        """The timecodes of both ends, and the logarithm of the duration in years."""
+        years = (valid[..., 1] - valid[..., 0]).double() / (DAY * _YEAR_DAYS)
+        return torch.cat([timecode(valid).flatten(2), years.log().float()[..., None]], dim=2)
+
+    def nearness(self, layout: Layout, valid: Int[Tensor, "b p 2"]) -> Float[Tensor, "n p k"]:
+        """How much each head favours a frame for where it lies in the valid period, and for its source."""
+        start, end = valid[layout.site].unbind(-1)
+        place = relative(layout.time[:, None], start, end)
+        away = (place[..., None] - self.centre) / self.log_width.exp()
+        return self.lean[layout.source][:, None] - away.square() / 2
+
+
+# --- bottleneck (section 6) -----------------------------------------------------------------------------------------
+
+
+def sample_vmf(mean: Float[Tensor, "b d h w"], kappa: float, generator: torch.Generator) -> Float[Tensor, "b d h w"]:
+    """Vectors around `mean` on the sphere, reparameterised: a Gaussian of std 1/sqrt(kappa) in the tangent, normalised.
+
+    At d = 64 and kappa = 8000 its mean cosine equals that of the von Mises-Fisher distribution to 2e-5 (section 6).
+    """
+    noise = torch.randn(mean.shape, generator=generator, device=mean.device) / math.sqrt(kappa)
+    tangent = noise - (noise * mean).sum(1, keepdim=True) * mean
+    return F.normalize(mean + tangent, dim=1)
+
+
+# --- the whole ------------------------------------------------------------------------------------------------------
+
+
+class Decoder(nn.Module):
+    """[sample, place of the instant in its valid period, acquisition geometry] -> bands, at every pixel (section 7)."""
+
+    def __init__(self, sizes: Sizes, bands: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(sizes.embedding + 2 * _POSITIONS + META, sizes.decoder)
+        self.second = nn.Linear(sizes.decoder, sizes.decoder)
+        self.out = nn.Linear(sizes.decoder, bands)
+
+    def forward(
+        self, sample: Float[Tensor, "b d h w"], place: Float[Tensor, " b"], meta: Float[Tensor, "b m"]
+    ) -> Float[Tensor, "b c h w"]:
+        about = torch.cat([position(place), meta], dim=1)[:, None, None]
+        pixels = sample.permute(0, 2, 3, 1)
+        x = torch.cat([pixels, about.expand(*pixels.shape[:3], -1)], dim=-1)
+        return self.out(F.gelu(self.second(F.gelu(self.first(x))))).permute(0, 3, 1, 2)
+
+
+class Model(nn.Module):
+    """The network. `encode` once, `summarise` for any valid period, `decode` in training."""
+
+    def __init__(self, sizes: Sizes, sources: tuple[str, ...]) -> None:
+        super().__init__()
+        self.sources = sources
+        bands = {name: len(SOURCES[name].bands) for name in sources}
+        self.stem = nn.ModuleDict({name: SourceEncoder(bands[name], sizes.precision) for name in sources})
+        self.blocks = nn.ModuleList(Block(sizes, before, after) for before, after in staggered(sizes.blocks))
+        self.summariser = Summariser(sizes, len(sources))
+        self.decoders = nn.ModuleDict({name: Decoder(sizes, bands[name]) for name in sources})
+
+    def encode(self, inputs: Mapping[str, Frames]) -> Encoded:
+        """All present frames of all sources as one sequence in time, through the STP encoder."""
+        features, present, layout, seen = self._pack(inputs)
+        states = {"precision": features}
+        for block in self.blocks:
+            states = block(states, layout)
+        return Encoded(states["precision"], present, layout, seen)
+
+    def summarise(self, encoded: Encoded, valid: Int[Tensor, "b p 2"]) -> Float[Tensor, "b p d h w"]:
+        """Mean directions for any number of valid periods per site. Meaningless where `encoded.seen` is False."""
+        return self.summariser(encoded, valid)
+
+    def decode(
+        self,
+        source: str,
+        sample: Float[Tensor, "b d h w"],
+        time: Int[Tensor, " b"],
+        valid: Int[Tensor, "b 2"],
+        meta: Float[Tensor, "b m"],
+    ) -> Float[Tensor, "b c h w"]:
+        """What `source` would have measured at an instant of the valid period, normalised as the inputs are."""
+        place = relative(time, valid[:, 0], valid[:, 1])
+        return self.decoders[source](sample, place, meta)
+
+    def _pack(self, inputs: Mapping[str, Frames]) -> tuple[Tensor, Tensor, Layout, Tensor]:
+        """Stem features (n, D_P, L/2, L/2), presence at L/2, where each frame belongs, and the pixels seen."""
+        features, present, sites, times, kinds = [], [], [], [], []
+        seen = torch.stack([inputs[name].present.any(1) for name in inputs]).any(0)
+        for kind, name in enumerate(self.sources):
+            if name not in inputs:
+                continue
+            frames = inputs[name]
+            site, index = frames.present.flatten(2).any(-1).nonzero(as_tuple=True)
+            there = frames.present[site, index]
+            which = there[:, None] & frames.bands[site, index][:, :, None, None]
+            features.append(self.stem[name](frames.pixels[site, index], which))
+            present.append(F.max_pool2d(there.float()[:, None], 2)[:, 0] > 0)
+            sites.append(site)
+            times.append(frames.time[site, index])
+            kinds.append(torch.full_like(site, kind))
+        order = torch.cat(sites).argsort(stable=True)
+        site = torch.cat(sites)[order]
+        counts = torch.bincount(site, minlength=len(seen))
+        slot = torch.arange(len(site), device=site.device) - (counts.cumsum(0) - counts)[site]
+        shape = (len(seen), int(counts.max()))
+        layout = Layout(site, slot, torch.cat(times)[order], torch.cat(kinds)[order], shape)
+        return torch.cat(features)[order], torch.cat(present)[order], layout, seen
+
+    def parameters_by_part(self) -> dict[str, int]:
+        """Numbers of parameters: encoder and summariser, and the decoders apart."""
+        count = sum(parameter.numel() for parameter in self.parameters())
+        decoders = sum(parameter.numel() for parameter in self.decoders.parameters())
+        return {"model": count - decoders, "decoders": decoders}
