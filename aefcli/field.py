@@ -36,6 +36,7 @@ NODATA = -128  # the one code the quantiser never gives a value
 CHUNK = 256  # pixels along y and x: 4 MiB of codes, the unit of reading and of work
 
 _FAMILY, _VERSION = "embedding-field", 1
+FORMAT = f"{_FAMILY}/{_VERSION}"
 _AXES = ("time", "embedding", "y", "x")
 _STEPS = 127.5
 _PAPER = "https://arxiv.org/abs/2507.22291"  # the quantiser: supplement S8
@@ -406,7 +407,7 @@ def sample(
     codes = field["embeddings"].transpose(*_AXES)
     if codes.dtype != np.int8:
         raise BadInput(f"the field holds {codes.dtype}, not int8 codes", "open it with aefcli.field.open_field")
-    rows, columns, inside = _locate(geobox(field), np.asarray(lon, float), np.asarray(lat, float))
+    rows, columns, inside = locate(geobox(field), np.asarray(lon, float), np.asarray(lat, float))
     times = np.atleast_1d(np.arange(codes.sizes["time"])[slice(None) if time_index is None else time_index])
     found = np.full((len(inside), len(times), DIMENSIONS), NODATA, dtype=np.int8)
     for points in _by_chunk(rows, columns, inside, _chunk_shape(codes)):
@@ -417,7 +418,7 @@ def sample(
     return dequantise(found), inside
 
 
-def _locate(grid: GeoBox, lon: np.ndarray, lat: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def locate(grid: GeoBox, lon: np.ndarray, lat: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Row, column (int64; 0 where outside) and whether inside, of points in degrees."""
     from pyproj import Transformer
 

@@ -139,7 +139,11 @@ def _open_table(path: Path) -> Any:
         raise unknown("kind of label table", path.suffix or path.name, readers)
     try:
         return readers[path.suffix.lower()](path)
-    except (OSError, ValueError, RuntimeError) as error:  # those of pandas, pyarrow and pyogrio are kinds of these
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # those of pandas, pyarrow and pyogrio are kinds of these
         raise BadInput(f"cannot read {path}: {error}", "check that its suffix says what it holds") from error
 
 
@@ -172,7 +176,8 @@ def _coordinates(table: Any, path: Path) -> tuple[np.ndarray, np.ndarray]:
     if getattr(table, "_geometry_column_name", None) not in table.columns:
         found = ", ".join(str(name) for name in table.columns)
         raise BadInput(
-            f"{path} has no coordinates; its columns: {found}", "add x and y, or longitude and latitude, in degrees"
+            f"{path} has no coordinates; its columns: {found}",
+            "add x and y, or longitude and latitude, in degrees",
         )
     return _points(table.geometry, path)
 
@@ -253,7 +258,8 @@ def _class_names(table: Any, found: np.ndarray, code: np.ndarray, path: Path) ->
         said = sorted(set(words[given & (code == index)]))
         if len(said) > 1:
             raise BadInput(
-                f"{path}: the label {label} has {len(said)} names: {', '.join(said)}", "give it one label_name"
+                f"{path}: the label {label} has {len(said)} names: {', '.join(said)}",
+                "give it one label_name",
             )
         names.append(said[0] if said else str(label))
     return tuple(names)
@@ -577,9 +583,9 @@ def evaluate(
     max_folds  an upper limit that saves time; None keeps to the protocol
     progress   called with (folds done, folds in all)
 
-    All fields see the same folds, training draws and test sets, and a score does not depend on which other fields
-    or shots were asked for. Answers the scores, and how the split was made. `BadInput` where the labels cannot be
-    split, or have too few points for the shots.
+    All fields see the same folds, training draws and test sets, and a score does not depend on which other
+    fields, probes or shots were asked for. Answers the scores, and how the split was made. `BadInput` where the
+    labels cannot be split, or have too few points for the shots.
     """
     matrices = {name: _matrix(name, feature, len(labels)) for name, feature in features.items()}
     _check_request(probes, shots, seed, max_folds)
@@ -679,8 +685,8 @@ class _Trial:
     def _guesses(self, x: np.ndarray, y: np.ndarray, test: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         """What each probe, taught (x, y), says of the rows of `test`. All k share one neighbour search."""
         nearest = {"knn1": 1, "knn3": 3}
-        widest = max((nearest.get(probe, 0) for probe in self.probes), default=0)
-        near = y[neighbours(x, test, widest)] if widest else y
+        # Always for three: which of two equally near rows comes first must not hang on the probes asked for
+        near = y[neighbours(x, test, 3)] if nearest.keys() & set(self.probes) else y
         for probe in self.probes:
             if probe == "linear":
                 yield probe, linear(x, y, test, self.kind)
@@ -704,7 +710,10 @@ def _scores(folds: Sequence[_Fold], task: str, shots: int | str, metrics: Sequen
 
 
 def neighbours(x: np.ndarray, test: np.ndarray, k: int) -> np.ndarray:
-    """Rows of `x` nearest to each row of `test` by L2, int64 (m, k), nearest first; fewer where `x` has fewer."""
+    """Rows of `x` nearest to each row of `test` by L2, int64 (m, k), nearest first; fewer where `x` has fewer.
+
+    Rows at exactly the same distance come in no particular order, which may differ by k.
+    """
     from sklearn.neighbors import NearestNeighbors
 
     search = NearestNeighbors(n_neighbors=min(k, len(x)), algorithm="brute").fit(x)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -60,7 +60,7 @@ class Model(_Table):
     exchange_kernel: Annotated[int, Field(ge=1, le=3)]
     pool_heads: Positive  # of the summariser
     pool_width: Positive  # width of one of them
-    embedding: Positive  # d
+    embedding: Literal[64]  # d; the fields that users share hold 64
     kappa: Annotated[float, Field(gt=0)]
     decoder: Positive  # width of the decoders' two hidden layers
 
@@ -100,7 +100,6 @@ class Embed(_Table):
 
     patch: Multiple16
     halo: Annotated[int, Field(ge=0)]
-    batch: Positive
 
     @model_validator(mode="after")
     def _room(self) -> Embed:

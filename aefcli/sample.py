@@ -87,11 +87,8 @@ def preload(cube: Cube) -> Cube:
     return replace(cube, sources=loaded)
 
 
-def batches(cubes: Sequence[Cube], recipe: Recipe, seed: int, skip: int = 0) -> Iterator[Batch]:
-    """Endless training batches of independent places. The i-th batch depends on the seed and on i alone.
-
-    `skip` starts at a later one. Raises BadInput where the cubes have no source of the recipe or are too small.
-    """
+def check(cubes: Sequence[Cube], recipe: Recipe) -> None:
+    """Refuse cubes without a source of the recipe, or smaller than its patch."""
     known = {name for cube in cubes for name in cube.sources}
     if not known & set(recipe.data.sources):
         raise BadInput(
@@ -104,6 +101,14 @@ def batches(cubes: Sequence[Cube], recipe: Recipe, seed: int, skip: int = 0) -> 
                 f"{recipe.data.patch}",
                 "fetch a larger box, or lower data.patch",
             )
+
+
+def batches(cubes: Sequence[Cube], recipe: Recipe, seed: int, skip: int = 0) -> Iterator[Batch]:
+    """Endless training batches of independent places. The i-th batch depends on the seed and on i alone.
+
+    `skip` starts at a later one. Raises BadInput where `check` does.
+    """
+    check(cubes, recipe)
     cubes = [preload(cube) for cube in cubes]
     number = skip
     while True:

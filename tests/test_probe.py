@@ -207,6 +207,10 @@ def test_geometries_must_be_points_with_a_crs(tmp_path):
     areas["geometry"] = areas.buffer(10)
     with pytest.raises(BadInput, match="holds Polygon; labels are points"):
         read_labels(write(areas, tmp_path / "areas.parquet"))
+    astray = points(frame(), "EPSG:3857").set_crs("EPSG:32632", allow_override=True)
+    astray.geometry = astray.translate(1e12, 1e12)
+    with pytest.raises(BadInput, match="4 points lie outside"):
+        read_labels(write(astray, tmp_path / "astray.parquet"))
     features = [
         {"type": "Feature", "properties": {"label": label}, "geometry": place}
         for label, place in ((1, {"type": "Point", "coordinates": [8, 47]}), (2, None), (1, None))
@@ -239,6 +243,8 @@ def test_folds_and_width_at_max():
     assert plan([199, 200]).folds("max", None) == folds(199)
     assert plan([200, 201]).folds("max", None) == 1  # the bootstrap is enough
     assert plan([75, 90]).folds("max", 7) == 7
+    one_bin = Labels(np.arange(30.0), np.zeros(30), np.arange(30.0), (), "value")
+    assert probe._plan(one_bin, 1280.0).folds("max", None) == folds(30)  # one bin is no balance
     assert [plan([n, 2_000]).width("max") for n in (2, 5, 10, 75, 499, 500, 501, 1_000)] == [
         *(1, 3, 6, 45, 299, 300, 300, 300)
     ]
@@ -307,7 +313,8 @@ def test_a_place_in_both_splits_is_refused():
     labels = classes([60, 40])
     split = np.where(np.arange(100) % 4 == 0, "test", "train")
     lon, lat = labels.lon.copy(), labels.lat.copy()
-    lon[8], lat[8] = lon[9] + 1e-12, lat[9]
+    lon[9], lat[9] = 10.123456, 45.5
+    lon[8], lat[8] = lon[9] - 1e-12, lat[9] + 1e-12  # what a reprojection leaves
     shared = Labels(lon, lat, labels.value, labels.names, "class", split=split)
     with pytest.raises(BadInput, match=rf"share 1 locations, the first at {lon[9]:.6f}"):
         evaluate({"f": np.zeros((100, 2))}, shared, task="t")
@@ -377,6 +384,18 @@ def test_class_probes_equal_sklearn(count, shots):
             knn = KNeighborsClassifier(k, algorithm="brute").fit(x, y).predict(test)
             np.testing.assert_array_equal(probe._vote(near[:, :k], "class"), knn)
         assert len(set(ours)) == count
+
+
+def test_neighbours_differ_from_sklearn_only_where_two_are_equally_near():
+    """On quantised features one search for three serves k = 1 as well as a search of its own."""
+    rng = np.random.default_rng(0)
+    x, test, y = rng.integers(-3, 4, (200, 3)), rng.integers(-3, 4, (300, 3)), rng.integers(0, 4, 200)
+    near = probe.neighbours(x.astype(float), test.astype(float), 3)
+    distance = np.linalg.norm(test[:, None] - x[None], axis=2)
+    np.testing.assert_allclose(np.take_along_axis(distance, near, 1), np.sort(distance, axis=1)[:, :3])
+    own = KNeighborsClassifier(1, algorithm="brute").fit(x.astype(float), y).predict(test.astype(float))
+    tied = (np.sort(distance, axis=1)[:, 0] == np.sort(distance, axis=1)[:, 1]).nonzero()[0]
+    assert set(np.flatnonzero(y[near[:, 0]] != own)) <= set(tied)
 
 
 def test_value_probes_equal_sklearn():
@@ -486,14 +505,14 @@ def test_the_seed_decides_and_nothing_else():
     labels = classes([40, 30, 50])
     one, two = clouds(labels.value, 2.0, 1), clouds(labels.value, 3.0, 2, dims=5)
     options = {"task": "t", "shots": (1, "max"), "max_folds": 5}
-    both, _ = evaluate({"one": one, "two": two}, labels, seed=7, **options)
-    again, _ = evaluate({"one": one, "two": two}, labels, seed=7, **options)
-    other, _ = evaluate({"one": one, "two": two}, labels, seed=8, **options)
+    both, _ = evaluate({"one": one, "second": two}, labels, seed=7, **options)
+    again, _ = evaluate({"one": one, "second": two}, labels, seed=7, **options)
+    other, _ = evaluate({"one": one, "second": two}, labels, seed=8, **options)
     assert both == again
     assert [score.mean for score in both] != [score.mean for score in other]
     # a field's score stands on its own: the company, the probes and the shots beside it change nothing
-    alone, _ = evaluate({"two": two}, labels, task="t", seed=7, probes=["knn3"], shots=["max"], max_folds=5)
-    assert alone == [s for s in both if (s.field, s.probe, s.shots) == ("two", "knn3", "max")]
+    alone, _ = evaluate({"second": two}, labels, task="t", seed=7, probes=["knn3"], shots=["max"], max_folds=5)
+    assert alone == [s for s in both if (s.field, s.probe, s.shots) == ("second", "knn3", "max")]
     assert [(s.field, s.probe, s.shots) for s in both[:4]] == [
         *[("one", "knn1", 1)] * 2,
         *[("one", "knn1", "max")] * 2,
