@@ -105,7 +105,8 @@ def build(recipe: Recipe) -> Model:
     """The recipe's network with fresh weights, drawn from its seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
-        return Model(recipe.model, recipe.data.sources)
+        model = Model(recipe.model, recipe.data.sources)
+    return model.to(memory_format=torch.channels_last)
 
 
 def load(run: Run) -> Model:

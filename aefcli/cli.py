@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 
@@ -32,8 +32,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     add_completion=False,
-    no_args_is_help=True,
-    help="Embedding fields of the Earth: fetch, train, embed, eval.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -347,7 +345,12 @@ def _terminated(number: int, frame: object) -> NoReturn:
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _root(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
+    """Embedding fields of the Earth: fetch, train, embed, eval."""
+    if context.invoked_subcommand is None and not version:
+        print(context.get_help())  # noqa: T201
     if version:
         from importlib.metadata import version as installed
 
@@ -357,8 +360,8 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 def main() -> NoReturn:
     """The entry point: runs a command, prints its result, and turns errors into one line and an exit code."""
-    import click
-
+    # ClickException, the ancestor of every usage error: typer carries a click of its own.
+    usage = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[2])
     signal.signal(signal.SIGTERM, _terminated)
     warnings.filterwarnings("ignore", module="rasterio|odc|affine|stackstac")
     try:
@@ -366,16 +369,13 @@ def main() -> NoReturn:
         if isinstance(result, Result):
             _show(result)
         code = result if isinstance(result, int) else 0
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        code = 0
-    except click.ClickException as error:
-        code = _fail(BadInput(error.format_message().rstrip("."), "aef --help, or aef COMMAND --help"))
     except AefError as error:
         code = _fail(error)
+    except usage as error:
+        code = _fail(BadInput(error.format_message().rstrip("."), "see aef --help or aef COMMAND --help"))
     except MemoryError:
         code = _fail(NoResources("out of memory", "use a smaller box, patch or batch"))
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         code = 130
     except BrokenPipeError:
         code = 0

@@ -299,9 +299,9 @@ class Summariser(nn.Module):
         self.heads = heads
         self.norm = nn.GroupNorm(1, sizes.precision)
         self.query = Perceptron(2 * _TIMECODE + 1, 2 * sizes.precision, heads * width)
-        self.key = nn.Conv2d(sizes.precision, heads * width, 1)
-        self.value = nn.Conv2d(sizes.precision, heads * width, 1)
+        self.key = nn.Parameter(torch.randn(heads, sizes.precision, width) / math.sqrt(sizes.precision * width))
         self.key_time = nn.Linear(_TIMECODE, heads * width)
+        self.value = nn.Parameter(torch.randn(heads, sizes.precision, width) / math.sqrt(sizes.precision))
         self.centre = nn.Parameter((torch.arange(heads) + 0.5) / heads)
         self.log_width = nn.Parameter(torch.full((heads,), math.log(1.0 / heads)))
         self.lean = nn.Parameter(torch.zeros(sources, heads))
@@ -318,20 +318,32 @@ class Summariser(nn.Module):
         return F.normalize(vectors.float(), dim=1, eps=1e-6).unflatten(0, valid.shape[:2])
 
     def pool(self, encoded: Encoded, valid: Int[Tensor, "b p 2"]) -> Float[Tensor, "b p e h2 w2"]:
-        """Softmax over the frames of each cell, per period and head; zeros in cells that no frame saw."""
-        layout, features = encoded.layout, self.norm(encoded.features)
-        keys = self.key(features) + self.key_time(timecode(layout.time))[:, :, None, None]
-        keys = keys.unflatten(1, (self.heads, -1))
-        query = self.query(self.describe(valid)).unflatten(-1, (self.heads, -1))[layout.site]
-        logits = torch.einsum("nkehw,npke->npkhw", keys, query) / math.sqrt(keys.shape[2])
-        logits = layout.spread(logits + self.nearness(layout, valid)[..., None, None])
-        there = layout.spread(encoded.present)[:, :, None, None]
+        """Softmax over the frames of each cell, per period and head; zeros in cells that no frame saw.
+
+        The key's projection is folded into the query and the value's follows the pooling, which is the same sum:
+        no map of keys or values is made per frame.
+        """
+        layout = encoded.layout
+        features = layout.spread(self.norm(encoded.features)).permute(0, 3, 4, 1, 2)  # b h w t c
+        query = self.query(self.describe(valid)).unflatten(-1, (self.heads, -1))
+        asked = torch.einsum("bpke,kce->bcpk", query, self.key).flatten(2)
+        logits = (features.flatten(1, 2) @ asked[:, None]).unflatten(1, features.shape[1:3])
+        logits = logits.unflatten(-1, query.shape[1:3]) + self.bias(layout, valid, query)[:, None, None]
+        there = layout.spread(encoded.present).permute(0, 2, 3, 1)[..., None, None]
         logits = logits.masked_fill(~there, -torch.inf)
-        top = logits.detach().amax(1, keepdim=True).clamp(min=-1e30)  # finite in cells that no frame saw
+        top = logits.detach().amax(3, keepdim=True).clamp(min=-1e30)  # finite in cells that no frame saw
         share = (logits - top).exp()
-        share = share / share.sum(1, keepdim=True).clamp(min=1e-30)
-        values = layout.spread(self.value(features).unflatten(1, (self.heads, -1)))
-        return torch.einsum("btpkhw,btkehw->bpkehw", share, values).flatten(2, 3)
+        share = share / share.sum(3, keepdim=True).clamp(min=1e-30)
+        pooled = share.flatten(4).transpose(3, 4) @ features.contiguous()  # b h w pk c
+        return torch.einsum("bhwpkc,kce->bpkehw", pooled.unflatten(3, query.shape[1:3]), self.value).flatten(2, 3)
+
+    def bias(
+        self, layout: Layout, valid: Int[Tensor, "b p 2"], query: Float[Tensor, "b p k e"]
+    ) -> Float[Tensor, "b t p k"]:
+        """What a frame's instant and source add to its logits, whatever it shows."""
+        keys = self.key_time(timecode(layout.time)).unflatten(-1, (self.heads, -1))
+        timely = torch.einsum("nke,npke->npk", keys, query[layout.site]) / math.sqrt(keys.shape[-1])
+        return layout.spread(timely + self.nearness(layout, valid))
 
     def describe(self, valid: Int[Tensor, "b p 2"]) -> Float[Tensor, "b p f"]:
         """The timecodes of both ends, and the logarithm of the duration in years."""

@@ -7,16 +7,19 @@ Traps and their sources: `sources.md`.
 
 from __future__ import annotations
 
+import ipaddress
 import json
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
+from urllib.parse import urljoin, urlparse
 
 import pystac
 import requests
+from pystac.stac_io import DefaultStacIO
 from pystac_client import Client
 from pystac_client.exceptions import APIError
 from pystac_client.stac_api_io import StacApiIO
@@ -83,10 +86,10 @@ class Catalog:
         """Items of one collection that touch the box and lie in the period, each id once, hrefs absolute and vetted."""
         with _reaching(self.href):
             found = {item.id: item for item in self._candidates(collection, bbox, period)}
-        items = [item for item in found.values() if period.start <= instant(item) < period.end]
-        for item in items:
-            item.make_asset_hrefs_absolute()
-        return [item for item in items if _touches(item, bbox)]
+            items = [item for item in found.values() if period.start <= instant(item) < period.end]
+            for item in items:
+                item.make_asset_hrefs_absolute()
+            return [item for item in items if _touches(item, bbox)]
 
     def _candidates(self, collection: str, bbox: BBox, period: Period) -> Iterator[pystac.Item]:
         if isinstance(self.root, tuple):
@@ -95,30 +98,56 @@ class Catalog:
             for box in _boxes(bbox):
                 yield from _pages(self.root, collection, box, period)
         else:
-            for child, _, items in self.root.walk():
+            for child, _, _ in self.root.walk():
                 if isinstance(child, pystac.Collection) and child.id == collection:
-                    yield from items
+                    yield from child.get_items(recursive=True)  # many lay them out by year or tile
 
     def vet(self, href: str) -> str:
-        """The href if it may be opened: inside the folder of a catalog on disk, https, or the catalog's own host."""
-        parts, home = urlparse(href), urlparse(self.href)
-        if any(ord(letter) < 32 for letter in href) or parts.username or "/vsi" in href:
-            raise BadInput(f"the catalog names {href!r}, which is no plain file or https address")
-        if parts.scheme == "https" or (parts.scheme == "http" == home.scheme and parts.netloc == home.netloc):
+        """The href if it may be opened; else BadInput."""
+        return _vet(href, self.href)
+
+
+def _vet(href: str, home: str) -> str:
+    """The href if a catalog at `home` may name it: https, the catalog's own host, or inside its folder on disk."""
+    try:
+        parts, base = urlparse(href), urlparse(home)
+        host = parts.hostname or ""
+    except ValueError as error:
+        raise BadInput(f"the catalog names {href!r}, which is no address: {error}") from error
+    if any(ord(letter) < 32 for letter in href) or "@" in parts.netloc or href.startswith("/vsi"):
+        raise BadInput(f"the catalog names {href!r}, which is no plain file or https address")
+    at_home = host != "" and host == base.hostname
+    if parts.scheme == "https" and (at_home or _is_public(host)):
+        return href
+    if parts.scheme == "http" == base.scheme and at_home:
+        return href
+    if parts.scheme == "" == base.scheme and Path(href).is_absolute():
+        inside = Path(home).resolve().parent
+        if Path(href).resolve().is_relative_to(inside):
             return href
-        if parts.scheme == "" and home.scheme == "":
-            inside = Path(self.href).resolve().parent
-            if Path(href).resolve().is_relative_to(inside):
-                return href
-        raise BadInput(
-            f"the catalog names {href!r}, which lies outside of it",
-            "hrefs must be https or inside the catalog's folder",
-        )
+    raise BadInput(
+        f"the catalog names {href!r}, which lies outside of it",
+        "hrefs must be https to a public host, or inside the catalog's folder",
+    )
+
+
+def _is_public(host: str) -> bool:
+    """False for this machine and private networks, in any spelling that a resolver takes for a number."""
+    name = host.rstrip(".")
+    if not name.isascii() or "%" in name or name.endswith((".localhost", ".local", ".internal")):
+        return False
+    try:
+        address = ipaddress.ip_address(name if ":" in name else socket.inet_aton(name))
+    except (OSError, ValueError):
+        return "." in name  # a name; one of a single label is of the local network
+    return (getattr(address, "ipv4_mapped", None) or address).is_global
 
 
 def open_catalog(reference: str) -> Catalog:
     """Open a named catalog, a STAC API, or a static catalog, collection or item collection (path or URL)."""
     href = NAMED.get(reference, reference)
+    if "@" in urlparse(href).netloc:
+        raise BadInput("--stac holds a user name or password", "give the address without them")
     local = urlparse(href).scheme not in ("http", "https")
     if local and not Path(href).is_file():
         raise BadInput(
@@ -136,10 +165,9 @@ def open_catalog(reference: str) -> Catalog:
                 item.set_self_href(item.get_self_href() or href)
             return Catalog(reference, href, tuple(collection.items))
         if "conformsTo" in document:
-            io = StacApiIO(max_retries=_RETRY, timeout=_TIMEOUT)
-            return Catalog(reference, href, Client.open(href, stac_io=io))
+            return Catalog(reference, href, Client.open(href, stac_io=_ApiIO(href)))
         if kind in ("Catalog", "Collection"):
-            opened = pystac.STACObject.from_file(href)
+            opened = pystac.STACObject.from_file(href, stac_io=_StaticIO(href))
             assert isinstance(opened, pystac.Catalog)
             return Catalog(reference, href, opened)
     raise BadInput(f"--stac {reference!r} is not STAC: it holds {kind or 'no type'}", "give a catalog or an API's root")
@@ -156,8 +184,12 @@ def instant(item: pystac.Item) -> int:
 
 
 def _pages(client: Client, collection: str, box: list[float], period: Period) -> Iterator[pystac.Item]:
-    """Page through a search, and stop at a page that brings nothing new: some `next` links point to themselves."""
-    search = client.search(collections=[collection], bbox=box, datetime=period.iso(), limit=_PAGE)
+    """Page through a search, and stop at a page that brings nothing new: some `next` links point to themselves.
+
+    Asks to the period's very end: a search is closed and in whole seconds, and `search` drops what lies outside.
+    """
+    start, end = (f"{when:%Y-%m-%dT%H:%M:%SZ}" for when in period.dates())
+    search = client.search(collections=[collection], bbox=box, datetime=f"{start}/{end}", limit=_PAGE)
     seen: set[str] = set()
     for page in search.pages():
         new = [item for item in page.items if item.id not in seen]
@@ -183,10 +215,35 @@ def _touches(item: pystac.Item, bbox: BBox) -> bool:
     return any(outline.intersects(box(*part)) for part in _boxes(bbox))
 
 
+class _ApiIO(StacApiIO):
+    """pystac-client's requests, with retries and a timeout; `next` links and redirects are vetted."""
+
+    def __init__(self, home: str) -> None:
+        super().__init__(max_retries=_RETRY, timeout=_TIMEOUT)
+        self.home = home
+        self.session.hooks["response"].append(_vet_redirect)
+
+    def read_text(self, source: Any, *args: Any, **kwargs: Any) -> str:
+        _vet(source.href if isinstance(source, pystac.Link) else str(source), self.home)
+        return super().read_text(source, *args, **kwargs)
+
+
+class _StaticIO(DefaultStacIO):
+    """Reads the files of a static catalog: those that it may name, and no others."""
+
+    def __init__(self, home: str) -> None:
+        super().__init__()
+        self.home = home
+
+    def read_text_from_href(self, href: str) -> str:
+        _vet(href, self.home)
+        return _get(href) if urlparse(href).scheme else Path(href).read_text()
+
+
 def _read_json(href: str, local: bool) -> dict[str, Any]:
     with _reaching(href):
+        text = Path(href).read_text() if local else _get(href)
         try:
-            text = Path(href).read_text() if local else _get(href)
             document = json.loads(text)
         except ValueError as error:
             raise BadInput(f"--stac {href!r} is not JSON", "give a STAC catalog or an API's root") from error
@@ -198,11 +255,19 @@ def _read_json(href: str, local: bool) -> dict[str, Any]:
 def _get(href: str) -> str:
     with requests.Session() as session:
         session.mount("http", requests.adapters.HTTPAdapter(max_retries=_RETRY))
+        session.hooks["response"].append(_vet_redirect)
         answer = session.get(href, timeout=_TIMEOUT)
         if answer.status_code in (401, 403):
             raise BadInput(f"{href} answers {answer.status_code}: it wants credentials")
+        if 400 <= answer.status_code < 500:
+            raise BadInput(f"{href} answers {answer.status_code}", "check the address")
         answer.raise_for_status()
         return answer.text
+
+
+def _vet_redirect(response: requests.Response, **_: Any) -> None:
+    if response.is_redirect:
+        _vet(urljoin(response.url, response.headers["location"]), response.url)
 
 
 class _reaching:
@@ -215,10 +280,13 @@ class _reaching:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, pystac.STACTypeError | pystac.STACError | KeyError) and not isinstance(error, BadInput):
-            raise BadInput(f"{self.href} is not valid STAC: {error}") from error
         if isinstance(error, APIError | requests.RequestException | OSError):
+            if isinstance(error, OSError) and not urlparse(self.href).scheme:
+                raise BadInput(f"cannot read {self.href}: {error}") from error
             raise RemoteFailed(f"cannot read {self.href}: {error}", "run the same command again") from error
+        # What pystac raises about documents that lack what STAC demands, or hold another type of it.
+        if isinstance(error, pystac.STACError | KeyError | ValueError | TypeError | AttributeError):
+            raise BadInput(f"{self.href} is not valid STAC: {error}") from error
 
 
 def keep(items: list[pystac.Item], source: Source) -> tuple[list[pystac.Item], int]:

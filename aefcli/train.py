@@ -64,7 +64,7 @@ def train(run: Run, recipe: Recipe, cubes: Sequence[Cube], device: torch.device)
         optimiser.step()
         if step % recipe.train.save_every == 0:
             checkpoint.save_state(run, model, optimiser, recipe, step)
-        numbers = {name: float(part) for name, part in parts.items()}
+        numbers = {name: part.item() for name, part in parts.items()}
         record = Record(step, loss.item(), numbers, rate, time.perf_counter() - began)
         checkpoint.append_record(run, vars(record))
         yield record

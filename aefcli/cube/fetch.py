@@ -5,8 +5,9 @@ Sources: `sources.md`, `stores.md`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from aefcli import ledger
 from aefcli.cube.frames import Frame, frames_of
 from aefcli.cube.grid import check_gsd, coarser, factor, grid_of
-from aefcli.cube.store import FORMAT, Progress, Stack, layers_of, write
+from aefcli.cube.store import FORMAT, Progress, Stack, layers_of, valid, write
 from aefcli.errors import BadInput, RemoteFailed, unknown
 from aefcli.extent import BBox, Period, Tile
 from aefcli.sources import SOURCES, Source
@@ -43,10 +44,10 @@ class Request:
         return {
             "format": FORMAT,
             "catalog": self.catalog,
-            "bbox": str(self.bbox),
-            "period": str(self.period),
+            "bbox": [self.bbox.west, self.bbox.south, self.bbox.east, self.bbox.north],
+            "period": "/".join(when.isoformat() for when in self.period.dates()),
             "sources": sorted(self.sources),
-            "gsd": self.gsd,
+            "gsd": float(self.gsd),
             "crs": self.crs,
             "resampling": self.resampling,
         }
@@ -109,11 +110,14 @@ def _plan(catalog: Catalog, request: Request) -> dict[str, Any]:
             )
         found = catalog.search(free[name], request.bbox, request.period)
         items, dropped = keep(found, SOURCES[name])
-        if items:
-            planned[name] = [_trim(item, SOURCES[name], catalog) for item in items]
-        else:
+        usable = [item for item in items if _is_usable(item, SOURCES[name])]
+        if usable:
+            planned[name] = [_trim(item, SOURCES[name], catalog) for item in usable]
+        elif not items:
             others = f"; {dropped} of other platforms" if dropped else ""
             notes.append(f"{name}: 0 items of {free[name]} in {request.bbox} and {request.period}{others}")
+        if len(usable) < len(items):
+            notes.append(f"{name}: {len(items) - len(usable)} items left out, without bands or a quality layer")
     if not planned:
         raise BadInput(
             f"nothing to fetch: {'; '.join(notes) or 'the catalog offers no source'}",
@@ -122,13 +126,17 @@ def _plan(catalog: Catalog, request: Request) -> dict[str, Any]:
     return {"items": planned, "notes": notes}
 
 
+def _is_usable(item: pystac.Item, source: Source) -> bool:
+    """Whether the item has a band of the source and, if the source has a quality layer, what says which are clear."""
+    band = any(key in item.assets for band in source.bands for key in band.assets)
+    return band and (source.quality is None or any(key in item.assets for key in source.quality.assets))
+
+
 def _trim(item: pystac.Item, source: Source, catalog: Catalog) -> dict[str, Any]:
     """The item with the assets that this source reads, and no links."""
     keys = {key for band in source.bands for key in band.assets} | set(source.quality.assets if source.quality else ())
     item = item.clone()
     item.assets = {key: asset for key, asset in item.assets.items() if key in keys}
-    if not item.assets:
-        raise BadInput(f"item {item.id} has none of the assets {sorted(keys)}")
     for asset in item.assets.values():
         catalog.vet(asset.href)
     item.clear_links()
@@ -166,44 +174,52 @@ def _stack_of_items(name: str, items: Sequence[Mapping[str, Any]], grid: GeoBox,
 
 def _read_items(frames: Sequence[Frame], source: Source, grid: GeoBox, request: Request) -> dict[str, np.ndarray]:
     """One slab: every variable of the source for these frames on this grid, read in parallel by odc-stac and dask."""
-    position = {item.id: number for number, frame in enumerate(frames) for item in frame.items}
-    items = [item for frame in frames for item in frame.items]
     slab: dict[str, np.ndarray] = {}
     for index, band in enumerate(source.bands):
-        having = [item for item, there in zip(items, _repeat(frames, index), strict=True) if there]
-        if having:
-            key = next(key for key in band.assets if key in having[0].assets)
-            how = request.resampling or _resampling(having[0], key, band.gsd, grid.resolution.x)
-            slab[band.name] = _load(having, key, position, len(frames), source.dtype, source.nodata, how, grid)
+        if any(frame.delivered[index] for frame in frames):
+            how = request.resampling or partial(_resampling, gsd=band.gsd, target=grid.resolution.x)
+            slab[band.name] = _load(frames, band.assets, source.dtype, source.nodata, how, grid)
     quality = source.quality
     if quality is not None:
-        lacking = [item.id for item in items if not set(quality.assets) & set(item.assets)]
-        if lacking:
-            raise BadInput(f"item {lacking[0]} has no {quality.name}: nothing says which of its pixels are clear")
-        key = next(key for key in quality.assets if key in items[0].assets)
-        slab[quality.name] = _load(items, key, position, len(frames), quality.dtype, quality.nodata, "nearest", grid)
+        slab[quality.name] = _load(frames, quality.assets, quality.dtype, quality.nodata, "nearest", grid)
     return slab
 
 
-def _repeat(frames: Sequence[Frame], band: int) -> Iterator[bool]:
-    return (frame.delivered[band] for frame in frames for _ in frame.items)
-
-
 def _load(
-    items: Sequence[pystac.Item],
-    key: str,
-    position: Mapping[str, int],
-    frames: int,
+    frames: Sequence[Frame],
+    assets: Sequence[str],
     dtype: str,
     nodata: float,
-    how: str,
+    how: str | Callable[[pystac.Item, str], str],
     grid: GeoBox,
 ) -> np.ndarray:
-    """One asset of some items as (frames, y, x): lazy through odc-stac, computed on dask's current scheduler."""
+    """One band as (frames, y, x), nodata where no item has it; items that name or space it alike are read together."""
+    calls: dict[tuple[str, str], dict[int, list[pystac.Item]]] = {}
+    for number, frame in enumerate(frames):
+        for item in frame.items:
+            key = next((key for key in assets if key in item.assets), None)
+            if key:
+                call = key, how if isinstance(how, str) else how(item, key)
+                calls.setdefault(call, {}).setdefault(number, []).append(item)
+    out = np.full((len(frames), *grid.shape), nodata, dtype=dtype)
+    for (key, resampling), members in calls.items():
+        read = _read(list(members.values()), key, dtype, nodata, resampling, grid)
+        into = out[list(members)]
+        out[list(members)] = np.where(valid(into, nodata), into, read)
+    return out
+
+
+def _read(
+    groups: Sequence[Sequence[pystac.Item]], key: str, dtype: str, nodata: float, how: str, grid: GeoBox
+) -> np.ndarray:
+    """One asset of groups of items as (group, y, x): lazy through odc-stac, computed on dask's current scheduler."""
     import odc.stac
     from rasterio.errors import RasterioError
 
-    out = np.full((frames, *grid.shape), nodata, dtype=dtype)
+    from aefcli.cube.read import Driver, without_query
+
+    items = [item for group in groups for item in group]
+    position = {item.id: number for number, group in enumerate(groups) for item in group}
     try:
         lazy = odc.stac.load(
             items,
@@ -216,20 +232,21 @@ def _load(
             dtype=dtype,
             nodata=nodata,
             patch_url=_signed,
+            driver=Driver(),
         )
-        filled = lazy[key].data.compute()
+        return lazy[key].data.compute()
     except (RasterioError, OSError) as error:
         raise RemoteFailed(
-            f"cannot read {key} of {_named(error, items)}: {error}", "run the same command again"
+            f"cannot read {key} of {_named(error, items)}: {without_query(str(error))}", "run the same command again"
         ) from error
-    out[sorted({position[item.id] for item in items})] = filled
-    return out
 
 
 def _named(error: BaseException, items: Sequence[pystac.Item]) -> str:
     """The item whose file the error speaks of, else all of them."""
-    text = f"{error} {error.__cause__ or ''}"
-    guilty = [item.id for item in items if any(asset.href in text for asset in item.assets.values())]
+    from aefcli.cube.read import without_query
+
+    text = str(error)
+    guilty = [item.id for item in items if any(without_query(asset.href) in text for asset in item.assets.values())]
     return ", ".join(guilty or [item.id for item in items])
 
 
@@ -242,7 +259,7 @@ def _signed(href: str) -> str:
     return planetary_computer.sign(href)
 
 
-def _resampling(item: pystac.Item, key: str, gsd: float, target: float) -> str:
+def _resampling(item: pystac.Item, key: str, *, gsd: float, target: float) -> str:
     """Average where the asset is at least twice as fine as the grid, else bilinear."""
     asset = item.assets[key]
     affine = asset.extra_fields.get("proj:transform") or item.properties.get("proj:transform")

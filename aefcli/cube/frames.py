@@ -78,9 +78,16 @@ def _pass(item: pystac.Item) -> tuple[Any, ...]:
     """Same platform, same relative orbit or datatake, same solar day."""
     properties = item.properties
     track = properties.get("sat:relative_orbit") or properties.get("landsat:wrs_path") or _datatake(item)
-    west, _, east, _ = item.bbox or (0, 0, 0, 0)
-    solar = _instant(item) + (west + east) / 2 / 15 * 3_600_000
+    solar = _instant(item) + _longitude(item) / 15 * 3_600_000
     return properties.get("platform"), str(track), int(solar // 86_400_000)
+
+
+def _longitude(item: pystac.Item) -> float:
+    """Of the item's middle, in degrees; 0 where it has no box."""
+    if not item.bbox:
+        return 0.0
+    west, east = item.bbox[0], item.bbox[len(item.bbox) // 2]  # a box may have heights
+    return (west + east + (360 if east < west else 0)) / 2
 
 
 def _numbers(item: pystac.Item, source: Source) -> tuple[tuple[bool, ...], tuple[float, ...], tuple[float, ...]]:

@@ -23,9 +23,14 @@ def grid_of(bbox: BBox, gsd: float, crs: str | None = None) -> GeoBox:
 
     east = bbox.east if bbox.west < bbox.east else bbox.east + 360
     middle = (bbox.west + east) / 2
-    target = _projected(crs) if crs else CRS.utm((middle + 180) % 360 - 180, (bbox.south + bbox.north) / 2)
+    latitude = (bbox.south + bbox.north) / 2
+    if not crs and not -80 <= latitude <= 84:
+        raise BadInput(f"--bbox {bbox} lies beyond the UTM zones", "give a --crs in metres, such as EPSG:3413 or 3031")
+    target = _projected(crs) if crs else CRS.utm((middle + 180) % 360 - 180, latitude)
     outline = box(bbox.west, bbox.south, east, bbox.north, "EPSG:4326")
     extent = outline.to_crs(target, resolution=0.02).boundingbox
+    if not all(map(math.isfinite, extent.bbox)):
+        raise BadInput(f"--bbox {bbox} does not lie in --crs {crs}", "leave --crs out, or give another")
     step = _snap(gsd)
     low = [math.floor(value / step + 1e-9) * step for value in (extent.left, extent.bottom)]
     high = [math.ceil(value / step - 1e-9) * step for value in (extent.right, extent.top)]

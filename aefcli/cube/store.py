@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,6 +95,8 @@ def _stack_of_dataset(source: Source, dataset: xr.Dataset) -> Stack:
         raise BadInput(f"the dataset of {source.name} has none of its bands {[band.name for band in source.bands]}")
     if missing := {"time", "y", "x"} - set(dataset.dims):
         raise BadInput(f"the dataset of {source.name} lacks the dimension {sorted(missing)[0]}")
+    if not all(dataset.sizes[name] for name in ("time", "y", "x")):
+        raise BadInput(f"the dataset of {source.name} is empty: {dict(dataset.sizes)}")
     grid = dataset.odc.geobox
     if grid is None or grid.crs is None:
         raise BadInput(f"the dataset of {source.name} has no CRS", "dataset.rio.write_crs(...) gives it one")
@@ -107,11 +112,20 @@ def _stack_of_dataset(source: Source, dataset: xr.Dataset) -> Stack:
     def read(when: slice, tile: Tile) -> dict[str, np.ndarray]:
         rows, columns = tile.slices
         part = dataset[extra].isel(time=when, y=rows, x=columns)
-        return {name: part[name].to_numpy().astype(layers[name][0]) for name in extra}
+        return {name: _stored(part[name].to_numpy(), name, *layers[name]) for name in extra}
 
     def per_band(name: str, default: Sequence[float]) -> np.ndarray:
-        values = dataset[name].to_numpy() if name in dataset else np.asarray(default, dtype="float64")
-        return np.broadcast_to(values, delivered.shape).astype("float64")
+        values = np.asarray(default, dtype="float64")
+        if name in dataset:
+            given = dataset[name]
+            values = given.to_numpy()
+            if "band" in given.coords:
+                found = given.reindex(band=[band.name for band in source.bands]).transpose(..., "band").to_numpy()
+                values = np.where(np.isnan(found), np.asarray(default), found)
+        try:
+            return np.broadcast_to(values, delivered.shape).astype("float64")
+        except ValueError as error:
+            raise BadInput(f"{name} of {source.name} has the shape {values.shape}", "give one per band") from error
 
     return Stack(
         source=source,
@@ -124,6 +138,18 @@ def _stack_of_dataset(source: Source, dataset: xr.Dataset) -> Stack:
         layers=layers,
         read=read,
     )
+
+
+def _stored(values: np.ndarray, name: str, dtype: str, nodata: float) -> np.ndarray:
+    """Values as they are stored: NaN is nodata, fractions are rounded; what the dtype cannot hold is refused."""
+    kind = np.dtype(dtype)
+    if kind.kind == "f" or values.dtype == kind:
+        return values.astype(kind)
+    whole = np.rint(np.where(np.isnan(values), nodata, values)) if values.dtype.kind == "f" else values
+    limits = np.iinfo(kind)
+    if whole.size and not (limits.min <= whole.min() and whole.max() <= limits.max):
+        raise BadInput(f"{name} holds {whole.min():g} to {whole.max():g}, which {dtype} cannot", "scale it first")
+    return whole.astype(kind)
 
 
 def _check_nested(stack: Stack, grid: GeoBox) -> None:
@@ -161,7 +187,6 @@ def write(
 ) -> int:
     """Template, then every unit not yet in the ledger, then the closing metadata. Returns the units written."""
     import dask
-    import zarr
 
     root = {
         ledger.FORMAT_KEY: FORMAT,
@@ -175,18 +200,48 @@ def write(
         build.template(lambda path: _template(path, stacks, root))
         units = {f"{s.source.name}/{w.start}/{t.top}/{t.left}": (s, w, t) for s in stacks for w, t in _units(s)}
         todo = build.remaining(units)
-        with dask.config.set(scheduler="threads", num_workers=workers):
+        with _quiet_warps(), dask.config.set(scheduler="threads", num_workers=workers):
             for done, name in enumerate(todo):
                 if progress:
                     progress(len(units) - len(todo) + done, len(units))
                 stack, when, tile = units[name]
                 build.record(name, _write_slab(build.store, stack, when, tile))
-        build.finish(lambda path: zarr.open_group(path, mode="r+").attrs.update({"state": "complete"}))
+        if progress and todo:
+            progress(len(units), len(units))
+        build.finish(lambda path: _close(path, stacks))
     except OSError as error:
         raise NoResources(
             f"cannot write {build.store}: {error.strerror or error}", "make room, then run again"
         ) from error
     return len(todo)
+
+
+@contextmanager
+def _quiet_warps() -> Iterator[None]:
+    """Hide "Dataset has no geotransform", which rasterio says of its own scratch rasters when several threads warp.
+
+    It means to hide that itself, by changing the process's filters from each thread at once. Files without a
+    georeference are refused where they are opened.
+    """
+    from rasterio.errors import NotGeoreferencedWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield
+
+
+def _close(path: Path, stacks: Sequence[Stack]) -> None:
+    """Consolidate the metadata, so that a plain `xarray.open_zarr` of a group does not warn; `complete` comes last."""
+    import zarr
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Consolidated metadata is currently not part", UserWarning)
+        for stack in stacks:
+            zarr.consolidate_metadata(path, path=stack.source.name, zarr_format=3)
+        zarr.consolidate_metadata(path, zarr_format=3)
+    document = json.loads((path / "zarr.json").read_text())
+    document["attributes"]["state"] = "complete"
+    ledger.write_atomically(path / "zarr.json", json.dumps(document, indent=2).encode())
 
 
 def _units(stack: Stack) -> Iterator[tuple[slice, Tile]]:
