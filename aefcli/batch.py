@@ -125,7 +125,7 @@ def perturb(batch: Batch, generator: torch.Generator) -> tuple[dict[str, Frames]
 
     All of Landsat and all of Sentinel-1 go with probability 0.3 each. Then one of: 30% of Landsat, 30% of Sentinel-1
     and 50% of Sentinel-2 frames go, and the period is random; the later half of everything goes, and the period is that
-    half; the same with the earlier half. The scattered drop leaves at least one Sentinel-2 frame.
+    half; the same with the earlier half. The scattered drop never takes the last Sentinel-2 frame.
     """
     first, last = batch.support.unbind(1)
     count = len(first)
@@ -140,7 +140,7 @@ def perturb(batch: Batch, generator: torch.Generator) -> tuple[dict[str, Frames]
         share = 0.5 if name == "sentinel-2" else 0.3
         scattered = torch.rand(frames.time.shape, generator=generator) < share
         if name == "sentinel-2":
-            scattered &= ~_spared(frames, generator)
+            scattered &= ~_spared(frames, scattered, generator)
         later = frames.time >= middle[:, None]
         dropped = torch.where((kind == 0)[:, None], scattered, torch.where((kind == 1)[:, None], later, ~later))
         if name in ("landsat", "sentinel-1"):
@@ -149,8 +149,9 @@ def perturb(batch: Batch, generator: torch.Generator) -> tuple[dict[str, Frames]
     return student, valid
 
 
-def _spared(frames: Frames, generator: torch.Generator) -> Bool[Tensor, "b t"]:
-    """One present frame per sample, at random, that the scattered drop must leave."""
+def _spared(frames: Frames, dropped: Bool[Tensor, "b t"], generator: torch.Generator) -> Bool[Tensor, "b t"]:
+    """Where a sample would lose all its frames, one of them at random that stays."""
     there = frames.present.flatten(2).any(-1)
     score = torch.rand(there.shape, generator=generator).masked_fill(~there, -1.0)
-    return torch.zeros_like(there).scatter_(1, score.argmax(1, keepdim=True), True)
+    one = torch.zeros_like(there).scatter_(1, score.argmax(1, keepdim=True), True)
+    return one & (dropped | ~there).all(1, keepdim=True)

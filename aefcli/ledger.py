@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aefcli.errors import BadInput, Damaged, Locked
+from aefcli.errors import BadInput, Damaged, Locked, NoResources
 
 FORMAT_KEY = "aef:format"  # the root attribute by which a store is known as ours
 
@@ -67,7 +67,10 @@ class Build:
 
     def record(self, unit: str, files: Iterable[Path]) -> None:
         """Flush the unit's files to disk, hash them, and only then say in the ledger that it is done."""
-        hashes = {str(path.relative_to(self.store)): _flush_and_hash(path) for path in sorted(files)}
+        ordered = sorted(files)
+        hashes = {str(path.relative_to(self.store)): _flush_and_hash(path) for path in ordered}
+        for folder in {path.parent for path in ordered}:
+            _sync_folder(folder)
         self._append({"unit": unit, "files": hashes})
         self._done.add(unit)
 
@@ -97,17 +100,22 @@ def build(
     asked: dict[str, Any] = json.loads(canonical(dict(request)))
     key = digest(asked)
     home = records_of(store)
-    if (home / "old").exists():
+    if home.exists():  # another writer is found before the catalog is asked
         with _lock(home / "lock", store):
-            _recover(store, home)
+            if (home / "old").exists():
+                _recover(store, home)
     aside = _choose(store, home, asked, key, overwrite)
     records = home / "next" if aside else home
     begun = _read_plan(records)
     content = None if begun and begun["key"] == key else plan()
-    home.mkdir(parents=True, exist_ok=True)
+    with _writing(home):
+        home.mkdir(parents=True, exist_ok=True)
     with _lock(home / "lock", store):
+        if _choose(store, home, asked, key, overwrite) != aside:
+            raise Locked(f"{store} was written by another process meanwhile", "run the same command again")
         current = Build(records / "store" if aside else store, records, key)
-        _enter(current, asked, content)
+        with _writing(home):
+            _enter(current, asked, content)
         yield current
         if aside and current.complete:
             _swap(store, home)
@@ -116,6 +124,8 @@ def build(
 
 def records_of(store: Path) -> Path:
     """Where the records of a store lie: beside it."""
+    if not store.name:
+        raise BadInput(f"{str(store)!r} is no name for a store", "--out takes a path such as cube.zarr")
     return store.with_name(store.name + ".build")
 
 
@@ -146,11 +156,13 @@ def _enter(build: Build, request: dict[str, Any], content: Any) -> None:
         if build.records.name == "next":
             shutil.rmtree(build.records, ignore_errors=True)
         build.records.mkdir(parents=True, exist_ok=True)
-        (build.records / "ledger.jsonl").unlink(missing_ok=True)
+        (build.records / "ledger.jsonl").unlink(missing_ok=True)  # before the plan: lines never outlive theirs
         begun = {"key": build.key, "request": request, "plan": content}
         write_atomically(build.records / "plan.json", canonical(begun).encode())
     build.plan = begun["plan"]
-    lines = _read_lines(build.records / "ledger.jsonl", mend=True) if build.store.exists() else []
+    if not build.store.exists():  # removed by hand: its lines would pass for those of the next one
+        (build.records / "ledger.jsonl").unlink(missing_ok=True)
+    lines = _read_lines(build.records / "ledger.jsonl", mend=True)
     build._done = {line["unit"] for line in lines if "unit" in line}
     build.complete = any("finished" in line for line in lines)
 
@@ -161,6 +173,8 @@ def _swap(store: Path, home: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
     if store.exists():
         store.rename(old)
+    else:
+        old.mkdir()  # says that a swap has begun
     (home / "next" / "store").rename(store)
     for name in ("plan.json", "ledger.jsonl"):
         (home / "next" / name).replace(home / name)
@@ -181,8 +195,19 @@ def _recover(store: Path, home: Path) -> None:
 
 
 @contextmanager
+def _writing(place: Path) -> Iterator[None]:
+    """A disk or a folder that refuses, as one line."""
+    try:
+        yield
+    except OSError as error:
+        raise NoResources(f"cannot write {place}: {error.strerror or error}", "make room, or another --out") from error
+
+
+@contextmanager
 def _lock(path: Path, store: Path) -> Iterator[None]:
-    with path.open("a") as handle:
+    with _writing(path):
+        handle = path.open("a")
+    with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -47,7 +47,7 @@ def timecode(time: Int[Tensor, "*s"]) -> Float[Tensor, "*s f"]:
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
-def relative(time: Int[Tensor, "*s"], start: Int[Tensor, "*s"], end: Int[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+def relative(time: Int[Tensor, "*#s"], start: Int[Tensor, "*#s"], end: Int[Tensor, "*#s"]) -> Float[Tensor, "*#s"]:
     """Where an instant lies in a period: 0 at its start, 1 at its end, beyond outside of it."""
     return ((time - start).double() / (end - start).double()).float()
 

@@ -17,7 +17,6 @@ import rasterio
 from odc.loader._rio import RioDriver, RioReader
 from rasterio.errors import RasterioError, RasterioIOError
 
-_DRIVERS = ["GTiff", "JP2OpenJPEG"]
 _PATIENCE = 300  # seconds to try one window for
 _LOST = re.compile(r"response code: 4(?!08|29)\d\d|No such file|does not exist|not recognized|no georeference")
 # odc-loader logs what it raises as well, with the address and any token in it.
@@ -61,7 +60,8 @@ class _Reader(RioReader):
 @lru_cache(maxsize=65536)
 def _check(uri: str) -> None:
     """Once per file: it is a GeoTIFF or JPEG 2000, and lies on a grid. Radar in slant range has control points only."""
-    with rasterio.open(uri, driver=_DRIVERS, sharing=False) as file:
+    driver = "JP2OpenJPEG" if without_query(uri).lower().endswith(".jp2") else "GTiff"
+    with rasterio.open(uri, driver=driver, sharing=False) as file:
         if file.crs is None or file.transform.is_identity:
             raise RasterioIOError("the file has no georeference but control points, if any")
 
