@@ -106,7 +106,8 @@ def build(recipe: Recipe) -> Model:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
         model = Model(recipe.model, recipe.data.sources)
-    return model.to(memory_format=torch.channels_last)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
 
 
 def load(run: Run) -> Model:

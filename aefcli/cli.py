@@ -72,9 +72,10 @@ def simulate(
     with _progress("simulating") as progress:
         world = make(out, seed=seed, sites=sites, size=size, years=(first, last), progress=progress)
     bbox = ",".join(f"{value:.4f}" for value in world.bbox)
-    _note(f"next: aef fetch --stac {world.catalog} --bbox {bbox} --period {years}")
+    catalog = out / world.catalog.name
+    _note(f"next: aef fetch --stac {catalog} --bbox {bbox} --period {years}")
     figures = {"bbox": list(world.bbox), "items": world.items, "points": world.points}
-    return Result("simulate", [world.catalog, world.labels], figures, [str(world.catalog)])
+    return Result("simulate", [catalog, out / world.labels.name], figures, [str(catalog)])
 
 
 @app.command(epilog="Example: aef fetch --stac earth-search --bbox 15.0,45.95,15.1,46.05 --period 2023-01:2023-12")
@@ -195,7 +196,9 @@ def eval_(
     labels: Annotated[Path | None, typer.Option("--labels", help="CSV, Parquet or GeoJSON of labelled points.")] = None,
     cube: Annotated[Path | None, typer.Option("--cube", help="For the baselines; by default the field's own.")] = None,
     probe: Annotated[str, typer.Option("--probe", help="knn, linear or all.")] = "all",
-    shots: Annotated[str, typer.Option("--shots", help="Labels per class: numbers and max.")] = "1,10,max",
+    shots: Annotated[
+        str | None, typer.Option("--shots", help="Labels per class; by default those of 1,10,max that fit.")
+    ] = None,
     seed: Seed = 0,
     device: Device = "auto",
     json_: Json = False,
@@ -205,19 +208,18 @@ def eval_(
     probes = {"knn": ("knn1", "knn3"), "linear": ("linear",), "all": ("knn1", "knn3", "linear")}
     if probe not in probes:
         raise unknown("--probe", probe, probes)
-    counts = _shots(shots)
+    counts = _shots(shots) if shots else None
     paths = fields or [Path("embeddings.zarr")]
     _exist(paths, "aef embed cube.zarr --period 2023-01:2023-12 makes one")
     _exist([path for path in (labels, cube) if path], "check the path")
     from aefcli.judge import find_labels, judge
 
     table = labels or find_labels(paths, cube)
-    _note(f"labels: {table}")
     with _progress("scoring") as progress:
         done = judge(
             paths, table, cube, probes=probes[probe], shots=counts, seed=seed, device=_device(device), progress=progress
         )
-    for note in done.notes:
+    for note in (f"labels: {table}", *done.notes):
         _note(note)
     figures = {"labels": str(table), "about": dict(done.about), "results": [score.as_dict() for score in done.scores]}
     return Result("eval", paths, figures, _table(done))

@@ -78,7 +78,9 @@ def embed(
     empty, written = 0.0, 0
     with ledger.build(out, request, dict, overwrite=overwrite) as build:
         try:
-            build.template(lambda path: field.create(path, cube.grid, periods, sources=names, attrs=attrs))
+            build.template(
+                lambda path: field.create(path, cube.grid, periods, sources=names, attrs=attrs, chunk=field.CHUNK)
+            )
             todo = [] if build.complete else build.remaining([_unit(tile) for tile in work])
             for tile in [tile for tile in work if _unit(tile) in set(todo)]:
                 if progress:
@@ -155,7 +157,7 @@ def embed_tile(
         for part, place, own in _patches(frames, tile, sizes):
             if wanted is not None and not wanted[place].any():
                 continue
-            vectors = _vectors(model, part, valid, device)
+            vectors = encode_patch(model, part, valid, device)
             out[(np.array(chosen)[:, None], slice(None), *place)] = vectors[:, None][(..., *own)]
         clear = np.logical_or.reduce([_count(source, sizes.halo, tile, None) > 0 for source in frames.values()])
         out[np.array(chosen)] = np.where(clear, out[np.array(chosen)], np.nan)
@@ -199,7 +201,7 @@ def _patches(
 
 
 @torch.inference_mode()
-def _vectors(model: Model, frames: Mapping[str, Frames], periods: Sequence[Period], device: torch.device) -> np.ndarray:
+def encode_patch(model: Model, frames: Mapping[str, Frames], periods: Sequence[Period], device: torch.device) -> np.ndarray:
     """Mean directions (p, 64, h, w) of one patch for some valid periods, from one encoder pass."""
     encoded = model.encode({name: source.to(device) for name, source in frames.items()})
     valid = torch.tensor([[period.start, period.end] for period in periods], device=device)[None]

@@ -225,7 +225,7 @@ def _is_ours(store: Path) -> bool:
 def _read_plan(records: Path) -> dict[str, Any] | None:
     try:
         return json.loads((records / "plan.json").read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
         raise Damaged(f"{records / 'plan.json'} cannot be read", "remove that folder to start anew") from error

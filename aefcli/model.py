@@ -297,7 +297,6 @@ class Summariser(nn.Module):
         heads, width = sizes.pool_heads, sizes.pool_width
         hidden = 2 * sizes.embedding
         self.heads = heads
-        self.norm = nn.GroupNorm(1, sizes.precision)
         self.query = Perceptron(2 * _TIMECODE + 1, 2 * sizes.precision, heads * width)
         self.key = nn.Parameter(torch.randn(heads, sizes.precision, width) / math.sqrt(sizes.precision * width))
         self.key_time = nn.Linear(_TIMECODE, heads * width)
@@ -324,7 +323,7 @@ class Summariser(nn.Module):
         no map of keys or values is made per frame.
         """
         layout = encoded.layout
-        features = layout.spread(self.norm(encoded.features)).permute(0, 3, 4, 1, 2)  # b h w t c
+        features = layout.spread(encoded.features).permute(0, 3, 4, 1, 2)  # b h w t c
         query = self.query(self.describe(valid)).unflatten(-1, (self.heads, -1))
         asked = torch.einsum("bpke,kce->bcpk", query, self.key).flatten(2)
         logits = (features.flatten(1, 2) @ asked[:, None]).unflatten(1, features.shape[1:3])
@@ -387,7 +386,8 @@ class Decoder(nn.Module):
         self, sample: Float[Tensor, "b d h w"], place: Float[Tensor, " b"], meta: Float[Tensor, "b m"]
     ) -> Float[Tensor, "b c h w"]:
         about = torch.cat([position(place), meta], dim=1)[:, None, None]
-        pixels = sample.permute(0, 2, 3, 1)
+        # A unit vector's numbers are about 1/8: brought to the scale of the others, or decoders begin by ignoring it.
+        pixels = sample.permute(0, 2, 3, 1) * math.sqrt(sample.shape[1])
         x = torch.cat([pixels, about.expand(*pixels.shape[:3], -1)], dim=-1)
         return self.out(F.gelu(self.second(F.gelu(self.first(x))))).permute(0, 3, 1, 2)
 

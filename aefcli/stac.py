@@ -25,7 +25,7 @@ from pystac_client.exceptions import APIError
 from pystac_client.stac_api_io import StacApiIO
 from urllib3 import Retry
 
-from aefcli.errors import BadInput, RemoteFailed
+from aefcli.errors import AefError, BadInput, RemoteFailed
 from aefcli.extent import BBox, Period
 from aefcli.sources import SOURCES, Source
 
@@ -169,6 +169,8 @@ def open_catalog(reference: str) -> Catalog:
         if kind in ("Catalog", "Collection"):
             opened = pystac.STACObject.from_file(href, stac_io=_StaticIO(href))
             assert isinstance(opened, pystac.Catalog)
+            opened._stac_io = _StaticIO(href)  # else linked files are read by pystac's own, whatever they are
+            opened.set_root(opened)
             return Catalog(reference, href, opened)
     raise BadInput(f"--stac {reference!r} is not STAC: it holds {kind or 'no type'}", "give a catalog or an API's root")
 
@@ -189,7 +191,14 @@ def _pages(client: Client, collection: str, box: list[float], period: Period) ->
     Asks to the period's very end: a search is closed and in whole seconds, and `search` drops what lies outside.
     """
     start, end = (f"{when:%Y-%m-%dT%H:%M:%SZ}" for when in period.dates())
-    search = client.search(collections=[collection], bbox=box, datetime=f"{start}/{end}", limit=_PAGE)
+    offered = {link.extra_fields.get("method", "GET") for link in client.get_links("search")}
+    search = client.search(
+        method="GET" if offered == {"GET"} else "POST",
+        collections=[collection],
+        bbox=box,
+        datetime=f"{start}/{end}",
+        limit=_PAGE,
+    )
     seen: set[str] = set()
     for page in search.pages():
         new = [item for item in page.items if item.id not in seen]
@@ -242,9 +251,8 @@ class _StaticIO(DefaultStacIO):
 
 def _read_json(href: str, local: bool) -> dict[str, Any]:
     with _reaching(href):
-        text = Path(href).read_text() if local else _get(href)
         try:
-            document = json.loads(text)
+            document = json.loads(Path(href).read_text() if local else _get(href))
         except ValueError as error:
             raise BadInput(f"--stac {href!r} is not JSON", "give a STAC catalog or an API's root") from error
     if not isinstance(document, dict):
@@ -280,12 +288,18 @@ class _reaching:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, pystac.STACError) and isinstance(error.__cause__, Exception):
+            error = error.__cause__  # pystac hides what went wrong with a linked file
+        if isinstance(error, AefError):
+            raise error
         if isinstance(error, APIError | requests.RequestException | OSError):
             if isinstance(error, OSError) and not urlparse(self.href).scheme:
                 raise BadInput(f"cannot read {self.href}: {error}") from error
             raise RemoteFailed(f"cannot read {self.href}: {error}", "run the same command again") from error
         # What pystac raises about documents that lack what STAC demands, or hold another type of it.
-        if isinstance(error, pystac.STACError | KeyError | ValueError | TypeError | AttributeError):
+        if isinstance(
+            error, pystac.STACError | pystac.STACTypeError | KeyError | ValueError | TypeError | AttributeError
+        ):
             raise BadInput(f"{self.href} is not valid STAC: {error}") from error
 
 

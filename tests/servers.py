@@ -93,7 +93,7 @@ class Api:
     log_file: Path
 
     def log(self) -> list[str]:
-        """"METHOD path status" of each request, the polls while it started included."""
+        """ "METHOD path status" of each request, the polls while it started included."""
         return re.findall(r'"((?:GET|POST) \S+) HTTP[^"]*" (\d+)', self.log_file.read_text())
 
 

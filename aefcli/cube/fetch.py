@@ -5,9 +5,8 @@ Sources: `sources.md`, `stores.md`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ import numpy as np
 from aefcli import ledger
 from aefcli.cube.frames import Frame, frames_of
 from aefcli.cube.grid import check_gsd, coarser, factor, grid_of
-from aefcli.cube.store import FORMAT, Progress, Stack, layers_of, valid, write
+from aefcli.cube.store import FORMAT, Progress, Stack, layers_of, write
 from aefcli.errors import BadInput, RemoteFailed, unknown
 from aefcli.extent import BBox, Period, Tile
 from aefcli.sources import SOURCES, Source
@@ -126,6 +125,12 @@ def _plan(catalog: Catalog, request: Request) -> dict[str, Any]:
     return {"items": planned, "notes": notes}
 
 
+def _names(source: Source) -> dict[str, tuple[str, ...]]:
+    """The names that catalogs have for each of the source's assets, by the first of them."""
+    named = [band.assets for band in source.bands] + ([source.quality.assets] if source.quality else [])
+    return {names[0]: names for names in named}
+
+
 def _is_usable(item: pystac.Item, source: Source) -> bool:
     """Whether the item has a band of the source and, if the source has a quality layer, what says which are clear."""
     band = any(key in item.assets for band in source.bands for key in band.assets)
@@ -133,10 +138,10 @@ def _is_usable(item: pystac.Item, source: Source) -> bool:
 
 
 def _trim(item: pystac.Item, source: Source, catalog: Catalog) -> dict[str, Any]:
-    """The item with the assets that this source reads, and no links."""
-    keys = {key for band in source.bands for key in band.assets} | set(source.quality.assets if source.quality else ())
+    """The item with the assets that this source reads, each under the first of its names, and no links."""
     item = item.clone()
-    item.assets = {key: asset for key, asset in item.assets.items() if key in keys}
+    found = {first: next((key for key in names if key in item.assets), None) for first, names in _names(source).items()}
+    item.assets = {first: item.assets[key] for first, key in found.items() if key}
     for asset in item.assets.values():
         catalog.vet(asset.href)
     item.clear_links()
@@ -176,50 +181,26 @@ def _read_items(frames: Sequence[Frame], source: Source, grid: GeoBox, request: 
     """One slab: every variable of the source for these frames on this grid, read in parallel by odc-stac and dask."""
     slab: dict[str, np.ndarray] = {}
     for index, band in enumerate(source.bands):
-        if any(frame.delivered[index] for frame in frames):
-            how = request.resampling or partial(_resampling, gsd=band.gsd, target=grid.resolution.x)
-            slab[band.name] = _load(frames, band.assets, source.dtype, source.nodata, how, grid)
+        having = [frame.items[0] for frame in frames if frame.delivered[index]]
+        if having:
+            how = request.resampling or _resampling(having[0], band.assets[0], band.gsd, grid.resolution.x)
+            slab[band.name] = _load(frames, band.assets[0], source.dtype, source.nodata, how, grid)
     quality = source.quality
     if quality is not None:
-        slab[quality.name] = _load(frames, quality.assets, quality.dtype, quality.nodata, "nearest", grid)
+        slab[quality.name] = _load(frames, quality.assets[0], quality.dtype, quality.nodata, "nearest", grid)
     return slab
 
 
-def _load(
-    frames: Sequence[Frame],
-    assets: Sequence[str],
-    dtype: str,
-    nodata: float,
-    how: str | Callable[[pystac.Item, str], str],
-    grid: GeoBox,
-) -> np.ndarray:
-    """One band as (frames, y, x), nodata where no item has it; items that name or space it alike are read together."""
-    calls: dict[tuple[str, str], dict[int, list[pystac.Item]]] = {}
-    for number, frame in enumerate(frames):
-        for item in frame.items:
-            key = next((key for key in assets if key in item.assets), None)
-            if key:
-                call = key, how if isinstance(how, str) else how(item, key)
-                calls.setdefault(call, {}).setdefault(number, []).append(item)
-    out = np.full((len(frames), *grid.shape), nodata, dtype=dtype)
-    for (key, resampling), members in calls.items():
-        read = _read(list(members.values()), key, dtype, nodata, resampling, grid)
-        into = out[list(members)]
-        out[list(members)] = np.where(valid(into, nodata), into, read)
-    return out
-
-
-def _read(
-    groups: Sequence[Sequence[pystac.Item]], key: str, dtype: str, nodata: float, how: str, grid: GeoBox
-) -> np.ndarray:
-    """One asset of groups of items as (group, y, x): lazy through odc-stac, computed on dask's current scheduler."""
+def _load(frames: Sequence[Frame], key: str, dtype: str, nodata: float, how: str, grid: GeoBox) -> np.ndarray:
+    """One asset as (frames, y, x): lazy through odc-stac, computed on dask's current scheduler."""
     import odc.stac
     from rasterio.errors import RasterioError
 
     from aefcli.cube.read import Driver, without_query
 
-    items = [item for group in groups for item in group]
-    position = {item.id: number for number, group in enumerate(groups) for item in group}
+    out = np.full((len(frames), *grid.shape), nodata, dtype=dtype)
+    position = {item.id: at for at, frame in enumerate(frames) for item in frame.items if key in item.assets}
+    items = [item for frame in frames for item in frame.items if key in item.assets]
     try:
         lazy = odc.stac.load(
             items,
@@ -234,11 +215,13 @@ def _read(
             patch_url=_signed,
             driver=Driver(),
         )
-        return lazy[key].data.compute()
+        filled = lazy[key].data.compute()
     except (RasterioError, OSError) as error:
         raise RemoteFailed(
             f"cannot read {key} of {_named(error, items)}: {without_query(str(error))}", "run the same command again"
         ) from error
+    out[sorted(set(position.values()))] = filled
+    return out
 
 
 def _named(error: BaseException, items: Sequence[pystac.Item]) -> str:
@@ -259,7 +242,7 @@ def _signed(href: str) -> str:
     return planetary_computer.sign(href)
 
 
-def _resampling(item: pystac.Item, key: str, *, gsd: float, target: float) -> str:
+def _resampling(item: pystac.Item, key: str, gsd: float, target: float) -> str:
     """Average where the asset is at least twice as fine as the grid, else bilinear."""
     asset = item.assets[key]
     affine = asset.extra_fields.get("proj:transform") or item.properties.get("proj:transform")

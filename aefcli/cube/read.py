@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import time
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -50,6 +51,7 @@ class _Reader(RioReader):
                 return super().read(cfg, *args, **kwargs)
             except RasterioError as error:
                 pause = min(0.1 * 2**attempt, 10)
+                _forget(uri)
                 late = time.monotonic() + pause - began > _PATIENCE
                 if late or "://" not in uri or _LOST.search(str(error)):
                     raise RasterioIOError(f"{without_query(uri)}: {without_query(str(error))}") from error
@@ -64,6 +66,13 @@ def _check(uri: str) -> None:
     with rasterio.open(uri, driver=driver, sharing=False) as file:
         if file.crs is None or file.transform.is_identity:
             raise RasterioIOError("the file has no georeference but control points, if any")
+
+
+def _forget(uri: str) -> None:
+    """Make GDAL drop what it holds of a remote file that failed: it keeps a 404 for the life of the process."""
+    if "://" in uri:
+        with rasterio.Env(CPL_VSIL_CURL_NON_CACHED="/vsicurl/"), suppress(RasterioError):
+            rasterio.open(uri, driver="GTiff", sharing=False).close()
 
 
 def without_query(text: str) -> str:

@@ -1,0 +1,214 @@
+"""The command line as users meet it: the chain of commands, --json and -q, and one line for bad input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toys import made_up_cube, toy_recipe
+
+from aefcli import checkpoint, cli
+
+Aef = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def aef(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Aef:
+    """Run a command in an empty folder: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["aef", *words])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capfd.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from aefcli.simulate import simulate
+
+    out = tmp_path_factory.mktemp("world")
+    simulate(out, seed=3, sites=4, size=48)
+    return out
+
+
+def bbox_of(world: Path) -> str:
+    extent = json.loads((world / "sentinel-2-c1-l2a" / "collection.json").read_text())["extent"]
+    return ",".join(str(value) for value in extent["spatial"]["bbox"][0])
+
+
+def test_the_bare_chain_works_in_an_empty_folder(world: Path, aef: Aef, tmp_path: Path) -> None:
+    """The four commands of the user's day; only the recipe is smaller than the default one."""
+    (tmp_path / "toy.toml").write_text(toy_recipe(train={"steps": 4}).to_toml())
+    code, out, err = aef("fetch", "--stac", str(world / "catalog.json"), "--bbox", bbox_of(world), "--period", "2023")
+    assert (code, out) == (0, "cube.zarr\n"), err
+    code, out, err = aef("train", "--recipe", "toy.toml")
+    assert (code, out) == (0, "runs/nano-001\n"), err
+    run = tmp_path / "runs" / "nano-001"
+    assert {path.name for path in run.iterdir()} == {"model.safetensors", "recipe.toml", "log.jsonl", "state"}
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [1, 2, 3, 4]
+    assert set(log[0]["parts"]) == {"sentinel-2", "sentinel-1", "landsat", "uniformity", "consistency"}
+    code, out, err = aef("embed", "cube.zarr", "--period", "2023-01:2023-12")
+    assert (code, out) == (0, "embeddings.zarr\n"), err
+    assert (tmp_path / "embeddings.png").read_bytes().startswith(b"\x89PNG")
+    code, out, err = aef("eval", "--probe", "knn")
+    assert code == 0, err
+    assert all(name in out for name in ("embeddings", "composite", "untrained", "knn1", "knn3", "max"))
+    code, out, err = aef("eval", "--probe", "all", "--shots", "1,max", "--json")
+    document = json.loads(out)
+    assert (document["command"], document["status"]) == ("eval", "ok")
+    assert document["outputs"] == ["embeddings.zarr"]
+    rows = document["results"]
+    assert {row["field"] for row in rows} == {"embeddings", "composite", "untrained"}
+    assert {row["probe"] for row in rows} == {"knn1", "knn3", "linear"}
+    assert {row["shots"] for row in rows} == {1, "max"}
+    assert {row["metric"] for row in rows} == {"balanced_accuracy", "macro_f1"}
+    assert {*rows[0]} == {"field", "task", "probe", "shots", "metric", "mean", "std", "n_train", "n_test"}
+    assert all(0 <= row["mean"] <= 1 for row in rows)
+    code, out, err = aef("embed", "--period", "2023", "-q")
+    assert (code, out, err) == (0, "embeddings.zarr\n", "")
+
+
+def test_simulate_prints_the_next_command(aef: Aef, tmp_path: Path) -> None:
+    code, out, err = aef("simulate", "w", "--sites", "1", "--size", "32")
+    assert (code, out) == (0, "w/catalog.json\n")
+    assert "aef fetch --stac w/catalog.json --bbox" in err
+    assert (tmp_path / "w" / "labels.parquet").exists()
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Path:
+    """A folder with a small cube and a finished run of a toy recipe."""
+    made_up_cube(tmp_path / "small.zarr", side=48)
+    plan = toy_recipe()
+    run = checkpoint.new_run(tmp_path / "toyrun", plan)
+    checkpoint.save_weights(run.weights, checkpoint.build(plan), plan, 0)
+    (tmp_path / "labels.csv").write_text("x,y,label\n15.001,45.1,1\n15.002,45.1,2\n")
+    (tmp_path / "nonsense.json").write_text('{"type": "Sonnet"}')
+    (tmp_path / "bad.toml").write_text(plan.to_toml().replace("warmup", "warmupp"))
+    (tmp_path / "pickled").mkdir()
+    (tmp_path / "pickled" / "recipe.toml").write_text(plan.to_toml())
+    (tmp_path / "pickled" / "model.safetensors").write_bytes(b"\x80\x04cos\nsystem\n(S'touch owned'\ntR.")
+    (tmp_path / "occupied").mkdir()
+    (tmp_path / "occupied" / "thesis.txt").write_text("mine")
+    return tmp_path
+
+
+FETCH = ("fetch", "--stac", "nonsense.json", "--bbox", "15,46,15.1,46.1", "--period", "2023")
+
+
+def fetch(**changes: str) -> tuple[str, ...]:
+    words = list(FETCH)
+    for option, value in changes.items():
+        if f"--{option}" in words:
+            words[words.index(f"--{option}") + 1] = value
+        else:
+            words += [f"--{option}", value]
+    return tuple(words)
+
+
+BAD = [
+    (("simulate", "w", "--sites", "0"), "sites"),
+    (("simulate", "w", "--size", "8"), "size"),
+    (("simulate", "w", "--years", "soon"), "soon"),
+    (("simulate", "w", "--years", "2024:2020"), "2024"),
+    (fetch(bbox="15,46,15.1"), "four numbers"),
+    (fetch(bbox="15.1,46,15.05,46.1"), "west >= east"),
+    (fetch(bbox="15,46,15.1,nan"), "not finite"),
+    (fetch(bbox="15,146,15.1,147"), "outside the globe"),
+    (fetch(period="2023-13"), "2023-13"),
+    (fetch(period="2023-05:2023-01"), "ends before it begins"),
+    (fetch(period="2999"), "future"),
+    (fetch(gsd="0"), "metres"),
+    (fetch(gsd="0.0001"), "metres"),
+    (fetch(crs="EPSG:4326"), "metres"),
+    (fetch(source="sentinel2"), "sentinel-2"),
+    (fetch(stac="earth-serch"), "earth-search"),
+    (fetch(stac="labels.csv"), "not JSON"),
+    (FETCH, "Sonnet"),
+    (fetch(out="occupied"), "not written by aef"),
+    (("train",), "cube.zarr"),
+    (("train", "small.zarr", "--recipe", "nanoo"), "nano"),
+    (("train", "small.zarr", "--recipe", "bad.toml"), "train.warmup"),
+    (("train", "small.zarr", "--steps", "0"), "steps"),
+    (("train", "small.zarr", "--device", "abacus"), "abacus"),
+    (("train", "occupied"), "occupied"),
+    (("embed", "small.zarr"), "--period"),
+    (("embed", "small.zarr", "--period", "yesterday"), "yesterday"),
+    (("embed", "small.zarr", "--period", "2023"), "aef train"),
+    (("embed", "small.zarr", "--period", "2023", "--model", "occupied"), "model.safetensors"),
+    (("embed", "small.zarr", "--period", "2023", "--model", "pickled"), "safetensors"),
+    (("embed", "small.zarr", "--period", "2023", "--model", "toyrun", "--out", "occupied"), "not written by aef"),
+    (("embed", "other.zarr", "--period", "2023"), "other.zarr"),
+    (("eval",), "embeddings.zarr"),
+    (("eval", "small.zarr"), "not an embedding field"),
+    (("eval", "small.zarr", "--probe", "svm"), "knn"),
+    (("eval", "small.zarr", "--shots", "1,many"), "many"),
+    (("eval", "small.zarr", "--labels", "none.csv"), "none.csv"),
+    (("fech",), "fetch"),
+    (("fetch", "--bbix", "1,2,3,4"), "--bbox"),
+    (("fetch", "--stac", "nonsense.json"), "--bbox"),
+    (fetch(workers="0"), "workers"),
+]
+
+
+@pytest.mark.parametrize(("words", "says"), BAD, ids=lambda value: " ".join(value) if isinstance(value, tuple) else "")
+def test_bad_input_gets_one_line_and_exit_2_and_makes_nothing(
+    words: tuple[str, ...], says: str, aef: Aef, stage: Path
+) -> None:
+    before = sorted(stage.rglob("*"))
+    code, out, err = aef(*words)
+    assert code == 2, err
+    assert out == ""
+    assert err.count("\n") == 1, err
+    assert err.startswith("aef: ")
+    assert says in err
+    assert sorted(stage.rglob("*")) == before
+
+
+def test_errors_as_json(aef: Aef) -> None:
+    code, out, err = aef("eval", "--json")
+    document = json.loads(out)
+    assert code == 2
+    assert err.count("\n") == 1
+    assert (document["command"], document["status"], document["error"]["code"]) == ("eval", "error", 2)
+    assert "embeddings.zarr" in document["error"]["what"]
+
+
+def test_training_on_nothing_but_cloud_is_refused(aef: Aef, tmp_path: Path) -> None:
+    cube = made_up_cube(tmp_path / "cloud.zarr", side=48)
+    import zarr
+
+    for name in cube.sources:
+        array = zarr.open_array(cube.path / name / "weight", mode="r+")
+        array[...] = np.zeros(array.shape, "uint8")
+    (tmp_path / "toy.toml").write_text(toy_recipe().to_toml())
+    code, _, err = aef("train", "cloud.zarr", "--recipe", "toy.toml")
+    assert code == 2
+    assert "no 32x32 px place with data" in err
+
+
+@pytest.mark.parametrize("command", ["", "simulate", "fetch", "train", "embed", "eval"])
+def test_help_names_an_example_and_loads_nothing_heavy(command: str) -> None:
+    probe = (
+        "import sys; sys.argv = ['aef', *sys.argv[1:]]\n"
+        "from aefcli import cli\n"
+        "try: cli.main()\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'xarray', 'numpy', 'zarr', 'pandas'} & set(sys.modules)))"
+    )
+    words = [word for word in (command, "--help") if word]
+    ran = subprocess.run([sys.executable, "-c", probe, *words], capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines()[-1] == "[]"
+    assert not command or f"Example: aef {command}" in ran.stdout

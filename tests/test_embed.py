@@ -1,0 +1,204 @@
+"""A cube into a field: what its values are, where it is nodata, and that a stop in the middle leaves no trace."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from toys import YEAR, made_up_cube, toy_recipe
+
+from aefcli import checkpoint, embed, field
+from aefcli.checkpoint import Run
+from aefcli.cube import Cube
+from aefcli.errors import BadInput, Locked
+from aefcli.extent import Period
+from aefcli.ledger import records_of
+
+CPU = torch.device("cpu")
+YEAR_AND_MONTH = [YEAR, Period.parse("2023-07")]
+
+
+@pytest.fixture(scope="module")
+def cube(tmp_path_factory: pytest.TempPathFactory) -> Cube:
+    return made_up_cube(tmp_path_factory.mktemp("cube") / "cube.zarr")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    plan = toy_recipe()
+    run = checkpoint.new_run(tmp_path_factory.mktemp("runs") / "toy-001", plan)
+    checkpoint.save_weights(run.weights, checkpoint.build(plan), plan, 0)
+    return run
+
+
+@pytest.fixture(scope="module")
+def made(cube: Cube, run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("field") / "embeddings.zarr"
+    embed.embed(cube, run, YEAR_AND_MONTH, out, device=CPU)
+    return out
+
+
+def hashes(store: Path) -> dict[str, str]:
+    files = [path for path in store.rglob("*") if path.is_file()]
+    return {str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_vectors_have_unit_length_and_periods_differ(made: Path) -> None:
+    codes = field.open_field(made)["embeddings"].values
+    vectors = field.dequantise(codes, axis=1, renormalise=False)
+    norms = np.linalg.norm(vectors, axis=1)
+    np.testing.assert_allclose(norms[np.isfinite(norms)], 1, atol=1e-2)
+    assert np.nanmax(np.abs(vectors[0] - vectors[1])) > 0.05
+
+
+def test_a_pixel_that_no_frame_saw_clearly_is_nodata(made: Path) -> None:
+    store = field.open_field(made)
+    empty = (store["embeddings"].values == -128).all(axis=1)
+    expected = np.zeros((2, 96, 96), bool)
+    expected[:, :12, :12] = True
+    np.testing.assert_array_equal(empty, expected)
+    np.testing.assert_array_equal((store["embeddings"].values == -128).any(axis=1), expected)
+
+
+def test_observations_count_clear_frames_of_the_period(made: Path, cube: Cube) -> None:
+    store = field.open_field(made)
+    for name, source in cube.sources.items():
+        counts = store[f"observations_{name}"].values
+        for index, period in enumerate(YEAR_AND_MONTH):
+            inside = (source.times >= period.start) & (source.times < period.end)
+            assert (counts[index, 12:, 12:] == inside.sum()).all()
+            assert (counts[index, :12, :12] == 0).all()
+
+
+def test_the_field_lies_where_the_cube_lies(made: Path, cube: Cube) -> None:
+    plain = xr.open_zarr(made)
+    assert plain.rio.crs.to_epsg() == 32633
+    assert field.geobox(field.open_field(made)) == cube.grid
+    assert float(plain.x[0]) == cube.grid.transform.c + 5
+    assert float(plain.y[0]) == cube.grid.transform.f - 5
+
+
+def test_several_periods_from_one_pass_equal_one_each(made: Path, cube: Cube, run: Run, tmp_path: Path) -> None:
+    embed.embed(cube, run, YEAR_AND_MONTH[1:], tmp_path / "one.zarr", device=CPU)
+    alone = field.open_field(tmp_path / "one.zarr")["embeddings"].values[0].astype(int)
+    assert np.abs(alone - field.open_field(made)["embeddings"].values[1]).max() <= 1
+
+
+def test_points_equal_the_field(made: Path, cube: Cube, run: Run) -> None:
+    rows, columns = np.array([50, 3, 95]), np.array([20, 5, 95])
+    plan = run.recipe
+    vectors = embed.at_points(checkpoint.load(run), plan, cube, rows, columns, YEAR_AND_MONTH, CPU)
+    codes = field.open_field(made)["embeddings"].values[:, :, rows, columns].transpose(2, 0, 1)
+    np.testing.assert_array_equal(field.quantise(vectors), codes)
+    assert np.isnan(vectors[1]).all()
+
+
+def test_a_finished_field_is_left_alone(made: Path, cube: Cube, run: Run) -> None:
+    before = {path: path.stat().st_mtime_ns for path in made.rglob("*")}
+    done = embed.embed(cube, run, YEAR_AND_MONTH, made, device=CPU)
+    assert done.written == 0
+    assert {path: path.stat().st_mtime_ns for path in made.rglob("*")} == before
+
+
+def test_another_model_or_period_for_the_same_path_is_refused(made: Path, cube: Cube, run: Run, tmp_path: Path) -> None:
+    before = hashes(made)
+    with pytest.raises(BadInput, match="periods"):
+        embed.embed(cube, run, [YEAR], made, device=CPU)
+    plan = toy_recipe(train={"seed": 5})
+    other = checkpoint.new_run(tmp_path / "other", plan)
+    checkpoint.save_weights(other.weights, checkpoint.build(plan), plan, 0)
+    with pytest.raises(BadInput, match="model"):
+        embed.embed(cube, other, YEAR_AND_MONTH, made, device=CPU)
+    assert hashes(made) == before
+
+
+def test_a_period_outside_the_data_is_extrapolated_and_says_so(cube: Cube, run: Run, tmp_path: Path) -> None:
+    done = embed.embed(cube, run, [Period.parse("2025")], tmp_path / "later.zarr", device=CPU)
+    assert done.extrapolated == (Period.parse("2025"),)
+    codes = field.open_field(tmp_path / "later.zarr")["embeddings"].values
+    assert (codes[:, :, 12:, 12:] != -128).any(axis=1).all()
+
+
+def test_a_cube_without_the_models_sources_is_refused(cube: Cube, tmp_path: Path) -> None:
+    plan = toy_recipe(data={"sources": ["landsat"], "frames": [4], "patch": 32})
+    run = checkpoint.new_run(tmp_path / "landsat", plan)
+    checkpoint.save_weights(run.weights, checkpoint.build(plan), plan, 0)
+    with pytest.raises(BadInput, match="landsat"):
+        embed.embed(cube, run, [YEAR], tmp_path / "x.zarr", device=CPU)
+    assert not (tmp_path / "x.zarr").exists()
+    assert not records_of(tmp_path / "x.zarr").exists()
+
+
+def test_supports_are_years_counted_from_the_cubes_start() -> None:
+    two = Period.parse("2022:2023")
+    assert embed.support_of(Period.parse("2023"), Period.parse("2023-03")) == Period.parse("2023")
+    assert embed.support_of(Period.parse("2023"), Period.parse("2031")) == Period.parse("2023")
+    early, late = embed.support_of(two, Period.parse("2022-02")), embed.support_of(two, Period.parse("2023-11"))
+    assert early.start == two.start
+    assert late.end == two.end
+    assert early.days <= 366
+    assert late.days <= 366
+    assert embed.support_of(two, two) == two
+
+
+CHILD = """
+import sys, torch
+from pathlib import Path
+from aefcli import embed, field
+from aefcli.checkpoint import Run
+from aefcli.cube import open_cube
+from aefcli.extent import Period
+field.CHUNK = 32  # nine units
+periods = [Period.parse("2023"), Period.parse("2023-07")]
+cube, run, out = (Path(text) for text in sys.argv[1:])
+embed.embed(open_cube(cube), Run(run), periods, out, device=torch.device("cpu"))
+"""
+
+
+def child(cube: Cube, run: Run, out: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", CHILD, str(cube.path), str(run.path), str(out)])
+
+
+def test_kill_9_then_the_same_again_gives_the_same_bytes(cube: Cube, run: Run, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole" / "e.zarr", tmp_path / "cut" / "e.zarr"
+    whole.parent.mkdir()
+    cut.parent.mkdir()
+    assert child(cube, run, whole).wait(120) == 0
+    process, book = child(cube, run, cut), records_of(cut) / "ledger.jsonl"
+    deadline = time.monotonic() + 120
+    while not book.exists() or book.read_bytes().count(b"\n") < 2:
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert sum("unit" in json.loads(line) for line in book.read_text().splitlines()) < 9
+    with pytest.raises(BadInput, match="incomplete"):
+        field.open_field(cut)
+    assert child(cube, run, cut).wait(120) == 0
+    assert hashes(cut) == hashes(whole)
+
+
+def test_a_second_writer_is_turned_away(cube: Cube, run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "e.zarr"
+    process = child(cube, run, out)
+    try:
+        deadline = time.monotonic() + 60
+        while not (records_of(out) / "ledger.jsonl").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        with pytest.raises(Locked):
+            embed.embed(cube, run, YEAR_AND_MONTH, out, device=CPU)
+    finally:
+        process.kill()
+        process.wait()

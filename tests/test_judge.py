@@ -1,0 +1,428 @@
+"""Fields, a cube and labels into scores: every candidate answers the same labels, and what is left out is said."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import xarray as xr
+import zarr
+from odc.geo.geobox import GeoBox
+from odc.geo.xr import xr_coords
+from pyproj import Transformer
+from rasterio import Affine
+from toys import YEAR, toy_recipe
+
+from aefcli import baselines, checkpoint, embed, field
+from aefcli.batch import DAY
+from aefcli.checkpoint import Run
+from aefcli.cube import Cube, open_cube, write_cube
+from aefcli.errors import BadInput
+from aefcli.extent import Period
+from aefcli.judge import Judgement, find_labels, judge
+from aefcli.sources import SOURCES
+
+CPU = torch.device("cpu")
+SPRING, AUTUMN = Period.parse("2023-01:2023-06"), Period.parse("2023-07:2023-12")
+SHAPE = (48, 40)
+GRID = GeoBox(SHAPE, Affine(10, 0, 500_000, 0, -10, 5_100_000), "EPSG:32633")
+HOLE = np.s_[:, :6, :6]  # no source ever sees it
+RADAR = np.s_[:, 40:, :]  # Sentinel-1 alone sees it
+EARLY = np.s_[6:, :, 20:26]  # no clear frame of Sentinel-2 from June on
+RIGHT = np.arange(SHAPE[1]) >= 20  # the second of two covers
+
+Datasets = dict[str, xr.Dataset]
+
+
+def made_up() -> Datasets:
+    """Two covers under noise, half of all pixels clouded, Sentinel-1 with gaps and one power out of range."""
+    rng = np.random.default_rng(0)
+
+    def dataset(name: str, days: Sequence[int], values: Mapping[str, np.ndarray]) -> xr.Dataset:
+        time = np.datetime64("2023-01-01T10:30", "ms") + np.array(days) * np.timedelta64(1, "D")
+        dims = ("time", "y", "x")
+        arrays = {key: (dims, array) for key, array in values.items()}
+        return xr.Dataset(arrays, coords={**xr_coords(GRID), "time": time})
+
+    days = [5, 40, 75, 100, 130, 150, 200, 215, 240, 300, 350]
+    shape = (len(days), *SHAPE)
+    optical = {
+        band.name: (rng.integers(300, 1500, shape) + 2000 * RIGHT).astype("uint16")
+        for band in SOURCES["sentinel-2"].bands
+    }
+    optical["B04"][:, 30:34, :8] = 0  # one band not delivered makes the pixel unclear
+    weight = (rng.random(shape) < 0.5).astype("uint8")
+    weight[0, :, 20:26] = 1
+    weight[HOLE] = weight[RADAR] = weight[EARLY] = 0
+    passes = [3, 50, 95, 140, 185, 230, 275]
+    shape = (len(passes), *SHAPE)
+    radar = {band: (rng.uniform(0.02, 0.3, shape) * (1 + RIGHT)).astype("float32") for band in ("VV", "VH")}
+    radar["VH"][rng.random(shape) < 0.3] = SOURCES["sentinel-1"].nodata
+    radar["VV"][2] = 1e-5  # -50 dB
+    radar["VV"][HOLE] = SOURCES["sentinel-1"].nodata
+    return {
+        "sentinel-2": dataset("sentinel-2", days, {**optical, "weight": weight}),
+        "sentinel-1": dataset("sentinel-1", passes, radar),
+    }
+
+
+@dataclass(frozen=True)
+class World:
+    folder: Path
+    data: Datasets
+    cube: Cube
+    run: Run
+
+    @property
+    def field(self) -> Path:
+        return self.folder / "embeddings.zarr"
+
+
+def make_run(path: Path, noise: float) -> Run:
+    """A run of the toy recipe that was trained not at all, or by noise."""
+    two = {"sources": ["sentinel-2", "sentinel-1"], "frames": [6, 4]}
+    plan = toy_recipe(data=two, embed={"patch": 32, "halo": 4})
+    run, model = checkpoint.new_run(path, plan), checkpoint.build(plan)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights += noise * torch.randn(weights.shape, generator=generator)
+    checkpoint.save_weights(run.weights, model, plan, 0)
+    return run
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Two of torch's threads wait for each other on a busy machine, and gain nothing on networks of this size."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """cube.zarr, and embeddings.zarr beside it: two half years from a model that noise has trained."""
+    folder, data = tmp_path_factory.mktemp("world"), made_up()
+    cube = open_cube(write_cube(folder / "cube.zarr", data, YEAR))
+    run = make_run(folder / "runs" / "toy-001", 0.02)
+    embed.embed(cube, run, [SPRING, AUTUMN], folder / "embeddings.zarr", device=CPU)
+    return World(folder, data, cube, run)
+
+
+def table(seed: int = 0, count: int = 80, period: Period | None = SPRING, **columns: Any) -> pd.DataFrame:
+    """Labels in equal numbers, with sites, at pixels outside of the hole; one in five is not of its cover."""
+    rng = np.random.default_rng(seed)
+    label = np.arange(count) % 2
+    cover = label ^ (rng.random(count) < 0.2)
+    made = {"row": rng.integers(6, SHAPE[0], count), "column": rng.integers(6, 20, count) + 20 * cover, "label": label}
+    made["site"] = made["row"] // 6
+    if period is not None:
+        made |= {"valid_time_start_ms": period.start, "valid_time_end_ms": period.end}
+    return pd.DataFrame({**made, **columns})
+
+
+def save(labels: pd.DataFrame, path: Path) -> Path:
+    """As CSV or Parquet, with the places of the pixels' centres in degrees."""
+    x, y = 500_005 + 10 * labels["column"], 5_099_995 - 10 * labels["row"]
+    lon, lat = Transformer.from_crs("EPSG:32633", "EPSG:4326", always_xy=True).transform(x, y)
+    placed = labels.drop(columns=["row", "column"]).assign(x=lon, y=lat)
+    placed.to_csv(path, index=False) if path.suffix == ".csv" else placed.to_parquet(path, index=False)
+    return path
+
+
+def scored(fields: Sequence[Path], labels: Path, cube: Path | None = None) -> Judgement:
+    return judge(fields, labels, cube, probes=("knn1", "linear"), shots=("max",), seed=0, device=CPU)
+
+
+def rows(done: Judgement) -> list[str]:
+    return list(dict.fromkeys(score.field for score in done.scores))
+
+
+# --- scores ---------------------------------------------------------------------------------------------------
+
+
+def test_rows_for_the_field_and_its_baselines(world: World, tmp_path: Path) -> None:
+    done = scored([world.field], save(table(), tmp_path / "covers.parquet"))
+    assert rows(done) == ["embeddings", "composite", "untrained"]
+    assert {score.task for score in done.scores} == {"covers"}
+    assert done.notes == ()
+    assert done.about["points"] == 80
+    assert done.about["split"] == "site"
+    best = {s.field: s.mean for s in done.scores if (s.probe, s.metric) == ("linear", "balanced_accuracy")}
+    assert best["composite"] > 0.65
+    assert len(set(best.values())) == 3
+
+
+def test_labels_that_not_all_can_answer_are_dropped_and_counted(world: World, tmp_path: Path) -> None:
+    good = table()
+    outside = table(1, 4, row=[-1, SHAPE[0], 10, 10], column=[10, 10, -1, SHAPE[1]])
+    elsewhen = table(2, 6, Period.parse("2022"))
+    nodata = table(3, 2, row=[0, 5], column=[5, 0])
+    # In the middle, so that the rows left must be matched with the rows left of every candidate
+    mixed = pd.concat([good[:30], outside, elsewhen, good[30:], nodata])
+    done = scored([world.field], save(mixed, tmp_path / "t.csv"))
+    assert done.notes == ("12 of 92 labels lie outside, without data or in other periods",)
+    assert done.about["points"] == 80
+    assert done.scores == scored([world.field], save(good, tmp_path / "t.parquet")).scores
+
+
+def test_each_label_is_answered_for_its_own_period(world: World, tmp_path: Path) -> None:
+    """Half of the labels in either half year: not what one period alone gives."""
+    spring, autumn = scored_alone(world, tmp_path, SPRING), scored_alone(world, tmp_path, AUTUMN)
+    start = np.where(np.arange(80) % 4 < 2, SPRING.start, AUTUMN.start)
+    end = np.where(np.arange(80) % 4 < 2, SPRING.end, AUTUMN.end)
+    both = table(valid_time_start_ms=start, valid_time_end_ms=end)
+    done = scored([world.field], save(both, tmp_path / "t.csv"))
+    assert done.notes == ()
+    assert len({done.scores, spring, autumn}) == 3
+
+
+def scored_alone(world: World, folder: Path, period: Period) -> tuple[Any, ...]:
+    return scored([world.field], save(table(period=period), folder / "t.csv")).scores
+
+
+def test_a_field_of_one_period_answers_labels_without_one(world: World, tmp_path: Path) -> None:
+    embed.embed(world.cube, world.run, [SPRING], tmp_path / "embeddings.zarr", device=CPU)
+    plain = scored([tmp_path / "embeddings.zarr"], save(table(period=None), tmp_path / "t.csv"))
+    assert rows(plain) == ["embeddings", "composite", "untrained"]  # the cube is where the field says
+    assert plain.scores == scored_alone(world, tmp_path, SPRING)
+
+
+def test_periods_of_labels_count_in_whole_days(world: World, tmp_path: Path) -> None:
+    """As fields are asked for: else the hint to embed the labels' period would lead nowhere."""
+    start, end = SPRING.start + DAY // 3, SPRING.end - DAY // 4
+    part = table(valid_time_start_ms=start, valid_time_end_ms=end)
+    assert scored([world.field], save(part, tmp_path / "t.csv")).scores == scored_alone(world, tmp_path, SPRING)
+    late = table(valid_time_start_ms=SPRING.start + DAY)
+    with pytest.raises(BadInput, match="ask for 2023-01-02:2023-06-30"):
+        scored([world.field], save(late, tmp_path / "t.csv"))
+
+
+def test_without_a_cube_the_baselines_are_left_out(world: World, tmp_path: Path) -> None:
+    shutil.copytree(world.field, tmp_path / "alone.zarr")
+    labels = save(table(), tmp_path / "t.csv")
+    done = scored([tmp_path / "alone.zarr"], labels)
+    assert rows(done) == ["alone"]
+    assert done.notes == ("no cube at hand: composite and untrained are left out (--cube names one)",)
+    named = scored([tmp_path / "alone.zarr"], labels, world.cube.path)
+    assert rows(named) == ["alone", "composite", "untrained"]
+
+
+def test_fields_of_one_name_keep_their_rows(world: World, tmp_path: Path) -> None:
+    other, posing = tmp_path / "embeddings.zarr", tmp_path / "composite.zarr"
+    embed.embed(world.cube, make_run(tmp_path / "run", 0.1), [SPRING], other, device=CPU)
+    shutil.copytree(other, posing)
+    done = scored([world.field, other, posing], save(table(), tmp_path / "t.csv"))
+    assert rows(done) == [str(world.field), str(other), str(posing), "composite", "untrained"]
+    of = {name: [score.mean for score in done.scores if score.field == name] for name in rows(done)}
+    assert of[str(other)] == of[str(posing)] != of[str(world.field)]
+    assert of["composite"] != of[str(posing)]
+
+
+# --- refusals -------------------------------------------------------------------------------------------------
+
+
+def elsewhere(labels: pd.DataFrame) -> pd.DataFrame:
+    return labels.assign(column=labels["column"] + 1000)
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (table(period=None), r"the labels name no valid period and the fields hold 2 \(.*or embed one --period"),
+        (
+            table(period=Period.parse("2022")),
+            r"ask for 2022-01-01:2022-12-31, embeddings holds 2023-01-01:2023-06-30, 2023-07-01:2023-12-31 "
+            r"\(aef embed --period 2022-01-01:2022-12-31\)",
+        ),
+        (
+            pd.concat([table(period=Period.parse("2022")), table(period=Period.parse("2021-05"))]),
+            r"ask for 2021-05-01:2021-05-31 and others, embeddings holds",
+        ),
+        (elsewhere(table()), r"all 80 labels lie outside of embeddings \("),
+        # labels of other periods are inside, and say nothing of those that could be answered
+        (
+            pd.concat([elsewhere(table(count=4)), table(period=Period.parse("2022"))]),
+            r"all 4 labels lie outside of embeddings \(",
+        ),
+        (table(count=4, row=[0, 1, 2, 3], column=[0, 1, 2, 3]), r"embeddings is nodata at all 4 labels inside"),
+        (pd.concat([table(count=8).query("label == 1"), elsewhere(table())]), r"all 4 labels are 1 \("),
+    ],
+)
+def test_labels_that_cannot_be_scored_are_refused_in_one_line(
+    world: World, tmp_path: Path, labels: pd.DataFrame, says: str
+) -> None:
+    with pytest.raises(BadInput, match=says) as caught:
+        scored([world.field], save(labels, tmp_path / "t.csv"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_cube_of_another_place_is_refused(world: World, tmp_path: Path) -> None:
+    moved = {name: one.assign_coords(x=one["x"] + 10_000).isel(time=slice(2)) for name, one in world.data.items()}
+    other = write_cube(tmp_path / "other.zarr", moved, YEAR)
+    with pytest.raises(BadInput, match=r"all 80 labels lie outside of .*other.zarr \(.*--cube"):
+        scored([world.field], save(table(), tmp_path / "t.csv"), other)
+
+
+def test_fields_without_a_label_in_common_are_refused(world: World, tmp_path: Path) -> None:
+    for name, period in (("spring", SPRING), ("autumn", AUTUMN)):
+        embed.embed(world.cube, world.run, [period], tmp_path / f"{name}.zarr", device=CPU)
+    labels = save(pd.concat([table(), table(period=AUTUMN)]), tmp_path / "t.csv")
+    with pytest.raises(BadInput, match=r"no label of .*t.csv has data in every one of spring, autumn \("):
+        scored([tmp_path / "spring.zarr", tmp_path / "autumn.zarr"], labels)
+
+
+# --- finding the labels ---------------------------------------------------------------------------------------
+
+
+def test_labels_are_found_beside_the_field_then_beside_the_catalog(world: World, tmp_path: Path) -> None:
+    archive, work, second = (tmp_path / name for name in ("archive", "work", "second"))
+    for folder in (archive, work, second):
+        folder.mkdir()
+    for name in ("cube.zarr", "embeddings.zarr"):
+        shutil.copytree(world.folder / name, work / name)
+    first = work / "embeddings.zarr"
+    with pytest.raises(BadInput, match=r"no labels beside .*embeddings.zarr .*--labels") as caught:
+        find_labels([first], None)
+    assert "\n" not in str(caught.value)
+
+    def offer(path: Path, *asked: Path) -> None:
+        path.touch()
+        assert find_labels(asked or [first], None) == path
+
+    (archive / "catalog.json").touch()
+    (archive / "labels.csv").touch()
+    group = zarr.open_group(work / "cube.zarr", mode="r+")
+    for remote in ("https://example.com/catalog.json", str(archive / "gone.json")):
+        group.attrs.update({"aef:request": {"catalog": remote}})
+        with pytest.raises(BadInput, match="no labels beside"):
+            find_labels([first], None)
+    group.attrs.update({"aef:request": {"catalog": str(archive / "catalog.json")}})
+    assert find_labels([first], None) == archive / "labels.csv"
+    offer(archive / "labels.parquet")
+    shutil.copytree(first, second / "embeddings.zarr")
+    offer(second / "labels.csv", first, second / "embeddings.zarr")  # beside any of the fields, before the catalog
+    assert find_labels([first], None) == archive / "labels.parquet"
+    assert find_labels([second / "embeddings.zarr"], None) == second / "labels.csv"
+    for name in ("labels.csv", "labels.geojson", "labels.parquet"):
+        offer(work / name)
+    shutil.copytree(first, tmp_path / "embeddings.zarr")
+    assert find_labels([tmp_path / "embeddings.zarr"], work / "cube.zarr") == archive / "labels.parquet"
+
+
+def test_labels_beside_the_field_need_no_cube(world: World, tmp_path: Path) -> None:
+    shutil.copytree(world.field, tmp_path / "embeddings.zarr")
+    (tmp_path / "cube.zarr").mkdir()  # no cube
+    (tmp_path / "labels.csv").touch()
+    assert find_labels([tmp_path / "embeddings.zarr"], None) == tmp_path / "labels.csv"
+
+
+# --- features -------------------------------------------------------------------------------------------------
+
+
+def by_hand(data: Datasets, row: int, column: int, period: Period, lacking: Mapping[str, int]) -> list[float]:
+    """The composite of one pixel by loops over bands and frames. `lacking`: band -> its first frame not delivered."""
+    out = []
+    for name, dataset in data.items():
+        pixel = {key: dataset[key].values[:, row, column].tolist() for key in dataset if dataset[key].ndim == 3}
+        times = dataset["time"].values.astype("datetime64[ms]").astype(int).tolist()
+        bands = [band for band in SOURCES[name].bands if band.name in dataset]
+        for band in bands:
+            good = []  # (ms from the period, standardised value)
+            for frame, time in enumerate(times):
+                has = [one for one in bands if frame < lacking.get(one.name, len(times))]
+                stored = {one.name: pixel[one.name][frame] for one in has}
+                clear = "weight" not in pixel or pixel["weight"][frame] == 1
+                there = all(value != SOURCES[name].nodata for value in stored.values())
+                if name == "sentinel-1":
+                    value = {key: 10 * np.log10(power) if power > 0 else -999 for key, power in stored.items()}
+                    there = there and all(-30 <= one <= 10 for one in value.values())
+                else:
+                    value = {key: np.log(1 + number) for key, number in stored.items()}
+                if clear and there and band in has:
+                    away = max(period.start - time, 0, time - (period.end - 1))
+                    good.append((away, np.clip((value[band.name] - band.mean) / band.std, -6, 6)))
+            nearest = [value for away, value in good if away == min(good)[0]]
+            reduce = np.mean if name == "sentinel-1" else np.median
+            out.append(float(reduce(nearest)) if nearest else np.nan)
+    return [0.0 if np.isnan(value) else value for value in out] if np.isfinite(out).any() else out
+
+
+def pixels(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels of every part of the cube: random ones, and some of each special place."""
+    rng = np.random.default_rng(4)
+    special = [(0, 0), (5, 5), (40, 3), (47, 39), (10, 20), (12, 25), (30, 0), (33, 7)]
+    row, column = np.array(special).T
+    return np.r_[row, rng.integers(0, SHAPE[0], count)], np.r_[column, rng.integers(0, SHAPE[1], count)]
+
+
+def in_hole(row: np.ndarray, column: np.ndarray) -> np.ndarray:
+    return (row < 6) & (column < 6)
+
+
+def test_composite_equals_a_loop(world: World) -> None:
+    """Median of the clear frames for optical bands, mean for radar; the nearest clear frame where none is inside."""
+    # the first begins at a frame's instant, the second ends at one: half open
+    frame = YEAR.start + 40 * DAY + 10 * DAY // 24 + DAY // 48
+    periods = [Period(frame, frame + DAY), Period(frame - DAY, frame), YEAR, SPRING, AUTUMN, Period.parse("2023-06")]
+    row, column = pixels(12)
+    found = baselines.composite(world.cube, row, column, periods)
+    assert found.dtype == np.float32
+    expected = [[by_hand(world.data, r, c, p, {}) for p in periods] for r, c in zip(row, column, strict=True)]
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    assert (np.isnan(found).all(axis=(1, 2)) == in_hole(row, column)).all()
+    assert (found[2:4, :, :5] == 0).all()  # never seen by Sentinel-2
+
+
+def test_frames_without_a_band_have_no_part_in_its_composite(world: World) -> None:
+    """As of Sentinel-1 in an archive that mixes polarisations."""
+    source = world.cube.sources["sentinel-1"]
+    delivered, arrays = source.delivered.copy(), {name: np.asarray(array[:]) for name, array in source.arrays.items()}
+    delivered[4:, 0] = False
+    arrays["VV"][4:] = source.source.nodata
+    arrays["weight"][:] = 1
+    mixed = replace(source, delivered=delivered, arrays=arrays)
+    cube = replace(world.cube, sources={"sentinel-1": mixed})
+    data = {"sentinel-1": world.data["sentinel-1"]}
+    row, column = pixels(6)
+    found = baselines.composite(cube, row, column, [YEAR, AUTUMN])
+    lacking = {"VV": 4}
+    expected = [[by_hand(data, r, c, p, lacking) for p in (YEAR, AUTUMN)] for r, c in zip(row, column, strict=True)]
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def places(row: np.ndarray, column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    to_degrees = Transformer.from_crs("EPSG:32633", "EPSG:4326", always_xy=True)
+    return to_degrees.transform(500_005 + 10.0 * column, 5_099_995 - 10.0 * row)
+
+
+def test_vectors_at_points_equal_the_field(world: World) -> None:
+    """Up to quantisation: a code's step is at most 2 / 127.5 of a value's root."""
+    row, column = pixels(40)
+    model = checkpoint.load(world.run)
+    found = embed.at_points(model, world.run.recipe, world.cube, row, column, [SPRING, AUTUMN], CPU)
+    held, inside = field.sample(field.open_field(world.field), *places(row, column))
+    assert inside.all()
+    np.testing.assert_allclose(found, held, atol=0.01)
+    hole = in_hole(row, column)
+    assert (np.isnan(found).any(axis=(1, 2)) == hole).all()
+    assert np.abs(found[~hole, 0] - found[~hole, 1]).max() > 0.02  # the periods differ by more than that
+
+
+def test_untrained_is_the_field_before_the_first_step(world: World, tmp_path: Path) -> None:
+    fresh = make_run(tmp_path / "run", 0.0)
+    embed.embed(world.cube, fresh, [SPRING], tmp_path / "fresh.zarr", device=CPU)
+    row, column = pixels(20)
+    found = baselines.untrained(world.run.recipe, world.cube, row, column, [SPRING], CPU)
+    held, _ = field.sample(field.open_field(tmp_path / "fresh.zarr"), *places(row, column))
+    np.testing.assert_allclose(found, held, atol=0.01)
+    trained, _ = field.sample(field.open_field(world.field), *places(row, column), time_index=0)
+    assert np.nanmax(np.abs(found - trained)) > 0.05
