@@ -70,5 +70,5 @@ def _compose(source: CubeSource, series: np.ndarray, clear: np.ndarray, period: 
     masked = np.where(used, series, np.float32(np.nan))
     never = ~clear.any(axis=1)
     masked[:, 0][never] = 0.0  # a slice of nothing but NaN would warn
-    reduce = np.nanmedian if source.source.name == "sentinel-1" else np.nanmedian
+    reduce = np.nanmean if source.source.name == "sentinel-1" else np.nanmedian
     return np.where(never, np.float32(np.nan), reduce(masked, axis=1))

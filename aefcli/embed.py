@@ -201,7 +201,9 @@ def _patches(
 
 
 @torch.inference_mode()
-def encode_patch(model: Model, frames: Mapping[str, Frames], periods: Sequence[Period], device: torch.device) -> np.ndarray:
+def encode_patch(
+    model: Model, frames: Mapping[str, Frames], periods: Sequence[Period], device: torch.device
+) -> np.ndarray:
     """Mean directions (p, 64, h, w) of one patch for some valid periods, from one encoder pass."""
     encoded = model.encode({name: source.to(device) for name, source in frames.items()})
     valid = torch.tensor([[period.start, period.end] for period in periods], device=device)[None]

@@ -47,14 +47,6 @@ class Period:
     def dates(self) -> tuple[datetime, datetime]:
         return _EPOCH + timedelta(milliseconds=self.start), _EPOCH + timedelta(milliseconds=self.end)
 
-    def iso(self) -> str:
-        """RFC 3339, closed at the last whole second, as STAC searches want it."""
-        start, end = self.dates()
-        return f"{start:%Y-%m-%dT%H:%M:%SZ}/{end - timedelta(seconds=1):%Y-%m-%dT%H:%M:%SZ}"
-
-    def overlaps(self, other: Period) -> bool:
-        return self.start < other.end and other.start < self.end
-
     def __str__(self) -> str:
         start, end = (_EPOCH + timedelta(milliseconds=ms) for ms in (self.start, self.end - 1))
         return f"{start:%Y-%m-%d}:{end:%Y-%m-%d}"
@@ -73,7 +65,7 @@ def _unit(text: str, whole: str) -> Period:
         raise BadInput(f"cannot read the period {whole!r}", _PERIOD_HINT)
     year, month, day = (int(part) if part else None for part in match.groups())
     try:
-        start = datetime(year or 0, month or 1, day or 1, tzinfo=UTC)
+        start = datetime(year or 0, 1 if month is None else month, 1 if day is None else day, tzinfo=UTC)
     except ValueError as error:
         raise BadInput(f"no such date in the period {whole!r}: {error}", _PERIOD_HINT) from error
     if day:

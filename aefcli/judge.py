@@ -71,7 +71,7 @@ def judge(
         notes.append(f"{int((~usable).sum())} of {len(labels)} labels lie outside, without data or in other periods")
     judged = labels.subset(usable)
     if shots is None:
-        shots = _possible(judged)
+        shots = probe.possible(judged, _PROTOCOL)
         if left := [str(count) for count in _PROTOCOL if count not in shots]:
             notes.append(f"{' and '.join(left)} shots left out: the smallest class has too few points")
     scores, about = probe.evaluate(
@@ -91,12 +91,6 @@ def _named(fields: Sequence[Path]) -> dict[str, Path]:
     own = [path.name.removesuffix(".zarr") for path in fields]
     taken = [*own, "composite", "untrained"]
     return {name if taken.count(name) == 1 else str(path): path for name, path in zip(own, fields, strict=True)}
-
-
-def _possible(labels: Labels) -> list[int | str]:
-    """The protocol's numbers of shots that leave a point of every class to test on."""
-    smallest = min(np.unique(labels.value, return_counts=True)[1]) if labels.kind == "class" else np.inf
-    return [shots for shots in _PROTOCOL if isinstance(shots, str) or shots < smallest]
 
 
 def find_labels(fields: Sequence[Path], cube_path: Path | None) -> Path:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,7 @@ _YEAR_DAYS = 365.2425
 _EPOCH = 1_577_836_800_000  # 2020-01-01 in ms since 1970; int64 differences to it stay small
 _PERIODS = tuple(_YEAR_DAYS * 2.0**k for k in range(4, -8, -1))  # days: 16 years ... 2.9 days, the year among them
 _TIMECODE = 2 * len(_PERIODS)
+_LEAN = 3.0  # logits by which a head of the summariser begins to favour one source
 _POSITIONS = 8  # half-waves across a valid period that decoders can tell apart
 
 # --- timecodes (section 4) ------------------------------------------------------------------------------------------
@@ -98,6 +100,20 @@ class Encoded:
 # --- operators (section 3) ------------------------------------------------------------------------------------------
 
 
+Part = TypeVar("Part", bound=nn.Module)
+
+
+def silent(part: Part) -> Part:
+    """The same part with zero weights: a residual branch ends in one, so that the network begins as what it adds to.
+
+    Begun at full strength, five blocks of branches and exchanges drown the pixel that a frame showed, and training
+    spends its first hundreds of steps finding it again.
+    """
+    for parameter in part.parameters():
+        nn.init.zeros_(parameter)
+    return part
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with a rotation or a mask handed in."""
 
@@ -105,7 +121,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = width // head
         self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.out = silent(nn.Linear(width, width))
 
     def forward(
         self, x: Float[Tensor, "m s d"], mask: Bool[Tensor, "m s"] | None = None, turn: Tensor | None = None
@@ -150,6 +166,7 @@ class Space(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(sizes.space) for _ in range(2))
         self.attention = Attention(sizes.space, sizes.head)
         self.mlp = Perceptron(sizes.space, sizes.mlp_ratio * sizes.space, sizes.space)
+        silent(self.mlp[2])
 
     def forward(self, x: Float[Tensor, "n d h w"]) -> Float[Tensor, "n d h w"]:
         height, width = x.shape[-2:]
@@ -169,6 +186,7 @@ class Time(nn.Module):
         self.when = nn.Linear(_TIMECODE, sizes.time)
         self.attention = Attention(sizes.time, sizes.head)
         self.mlp = Perceptron(sizes.time, sizes.mlp_ratio * sizes.time, sizes.time)
+        silent(self.mlp[2])
 
     def forward(self, x: Float[Tensor, "n d h w"], layout: Layout) -> Float[Tensor, "n d h w"]:
         height, width = x.shape[-2:]
@@ -190,7 +208,7 @@ class Precision(nn.Module):
         hidden = sizes.precision_expansion * sizes.precision
         self.norm = nn.GroupNorm(max(1, sizes.precision // 16), sizes.precision)
         self.widen = nn.Conv2d(sizes.precision, hidden, 3, padding=1)
-        self.narrow = nn.Conv2d(hidden, sizes.precision, 3, padding=1)
+        self.narrow = silent(nn.Conv2d(hidden, sizes.precision, 3, padding=1))
 
     def forward(self, x: Float[Tensor, "n d h w"]) -> Float[Tensor, "n d h w"]:
         return x + self.narrow(F.gelu(self.widen(self.norm(x))))
@@ -239,6 +257,9 @@ class Block(nn.Module):
             }
         )
         self.after = after
+        for edge, resample in self.exchange.items():
+            if edge.split("_")[1] in before:  # adds to a state; a path that starts here has nothing else
+                silent(resample)
 
     def forward(self, states: dict[str, Tensor], layout: Layout) -> dict[str, Tensor]:
         worked = {
@@ -285,8 +306,9 @@ class Summariser(nn.Module):
     """For a valid period: attention pooling of the frames of each L/2 cell, up-sampling to L, projection, unit length.
 
     A head weighs a frame by content (query of the period against a key of the frame) and by where the frame lies in the
-    valid period: each head has a centre and a width there, spread evenly at the start, and may lean to a source. With
-    no frame near its centre a head takes the nearest, which is what interpolation and extrapolation need.
+    valid period: each head has a centre and a width there, and leans to a source; at the start every source has its
+    own heads, spread evenly. With no frame near its centre a head takes the nearest: that is what interpolation and
+    extrapolation need.
 
     Up-sampling is one shared projection, expanded bilinearly, plus a difference per sub-pixel that starts at zero:
     separate weights per sub-pixel would let the four pixels of a cell use four codes, and no loss would see it.
@@ -301,14 +323,14 @@ class Summariser(nn.Module):
         self.key = nn.Parameter(torch.randn(heads, sizes.precision, width) / math.sqrt(sizes.precision * width))
         self.key_time = nn.Linear(_TIMECODE, heads * width)
         self.value = nn.Parameter(torch.randn(heads, sizes.precision, width) / math.sqrt(sizes.precision))
-        self.centre = nn.Parameter((torch.arange(heads) + 0.5) / heads)
-        self.log_width = nn.Parameter(torch.full((heads,), math.log(1.0 / heads)))
-        self.lean = nn.Parameter(torch.zeros(sources, heads))
+        each = -(-heads // sources)  # heads that begin with one source
+        owner = torch.arange(heads) % sources
+        self.centre = nn.Parameter((torch.arange(heads) // sources + 0.5) / each)
+        self.log_width = nn.Parameter(torch.full((heads,), math.log(1.0 / each)))
+        self.lean = nn.Parameter(_LEAN * (torch.arange(sources)[:, None] == owner).float())
         self.hidden = nn.Conv2d(heads * width, hidden, 1)
         self.shared = nn.Conv2d(hidden, sizes.embedding, 1)
-        self.difference = nn.Conv2d(hidden, 4 * sizes.embedding, 1)
-        nn.init.zeros_(self.difference.weight)
-        nn.init.zeros_(self.difference.bias)  # type: ignore[arg-type]
+        self.difference = silent(nn.Conv2d(hidden, 4 * sizes.embedding, 1))
 
     def forward(self, encoded: Encoded, valid: Int[Tensor, "b p 2"]) -> Float[Tensor, "b p d h w"]:
         hidden = F.gelu(self.hidden(self.pool(encoded, valid).flatten(0, 1)))

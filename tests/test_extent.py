@@ -53,7 +53,6 @@ def test_other_periods_are_refused_in_one_line(text: str) -> None:
     assert caught.value.hint
 
 
-@pytest.mark.xfail(strict=True, reason="month and day 0 are read as 1")
 @pytest.mark.parametrize("text", ["2023-00", "2023-00-05", "2023-01-00"])
 def test_month_and_day_zero_are_refused(text: str) -> None:
     with pytest.raises(BadInput):
@@ -77,13 +76,6 @@ def test_year_month_and_day_are_nested(when: date) -> None:
     assert day.days == 1
     assert 28 <= month.days <= 31
     assert year.days in (365, 366)
-
-
-@given(st.integers(0, 40), st.integers(1, 20), st.integers(0, 40), st.integers(1, 20))
-def test_overlap_is_that_of_their_instants(a: int, length: int, b: int, other: int) -> None:
-    one, two = Period(a, a + length), Period(b, b + other)
-    shared = set(range(one.start, one.end)) & set(range(two.start, two.end))
-    assert one.overlaps(two) == bool(shared) == two.overlaps(one)
 
 
 @pytest.mark.parametrize(("start", "end"), [(5, 5), (5, 4)])

@@ -20,7 +20,7 @@ from pyproj import Transformer
 from rasterio import Affine
 from toys import YEAR, toy_recipe
 
-from aefcli import baselines, checkpoint, embed, field
+from aefcli import baselines, checkpoint, embed, field, probe
 from aefcli.batch import DAY
 from aefcli.checkpoint import Run
 from aefcli.cube import Cube, open_cube, write_cube
@@ -175,14 +175,21 @@ def test_labels_that_not_all_can_answer_are_dropped_and_counted(world: World, tm
 
 
 def test_each_label_is_answered_for_its_own_period(world: World, tmp_path: Path) -> None:
-    """Half of the labels in either half year: not what one period alone gives."""
-    spring, autumn = scored_alone(world, tmp_path, SPRING), scored_alone(world, tmp_path, AUTUMN)
-    start = np.where(np.arange(80) % 4 < 2, SPRING.start, AUTUMN.start)
-    end = np.where(np.arange(80) % 4 < 2, SPRING.end, AUTUMN.end)
-    both = table(valid_time_start_ms=start, valid_time_end_ms=end)
-    done = scored([world.field], save(both, tmp_path / "t.csv"))
-    assert done.notes == ()
-    assert len({done.scores, spring, autumn}) == 3
+    which = np.arange(80) // 2 % 2  # the half year of each label
+    bounds = np.array([[SPRING.start, SPRING.end], [AUTUMN.start, AUTUMN.end]])[which].T
+    chosen = table(valid_time_start_ms=bounds[0], valid_time_end_ms=bounds[1])
+    file = save(chosen, tmp_path / "t.csv")
+    labels, where = probe.read_labels(file), (chosen["row"].to_numpy(), chosen["column"].to_numpy())
+    asked = (world.cube, *where, [SPRING, AUTUMN])
+    made = {
+        "embeddings": field.sample(field.open_field(world.field), labels.lon, labels.lat)[0],
+        "composite": baselines.composite(*asked),
+        "untrained": baselines.untrained(world.run.recipe, *asked, CPU),
+    }
+    own = {name: values[np.arange(80), which] for name, values in made.items()}
+    scores, about = probe.evaluate(own, labels, task="t", probes=("knn1", "linear"), shots=("max",))
+    done = scored([world.field], file)
+    assert done == Judgement(tuple(scores), about, ())
 
 
 def scored_alone(world: World, folder: Path, period: Period) -> tuple[Any, ...]:
@@ -204,6 +211,16 @@ def test_periods_of_labels_count_in_whole_days(world: World, tmp_path: Path) -> 
     late = table(valid_time_start_ms=SPRING.start + DAY)
     with pytest.raises(BadInput, match="ask for 2023-01-02:2023-06-30"):
         scored([world.field], save(late, tmp_path / "t.csv"))
+
+
+def test_shots_beyond_the_training_split_are_left_out_by_default(world: World, tmp_path: Path) -> None:
+    split = np.where(np.arange(80) < 8, "train", "test")  # 4 points of either class to learn from
+    labels = table(row=6 + np.arange(80) // 34, column=6 + np.arange(80) % 34, split=split)
+    done = judge(
+        [world.field], save(labels, tmp_path / "t.csv"), None, probes=("knn1",), shots=None, seed=0, device=CPU
+    )
+    assert done.notes == ("10 shots left out: the smallest class has too few points",)
+    assert {score.shots for score in done.scores} == {1, "max"}
 
 
 def test_without_a_cube_the_baselines_are_left_out(world: World, tmp_path: Path) -> None:
@@ -370,9 +387,9 @@ def in_hole(row: np.ndarray, column: np.ndarray) -> np.ndarray:
 
 def test_composite_equals_a_loop(world: World) -> None:
     """Median of the clear frames for optical bands, mean for radar; the nearest clear frame where none is inside."""
-    # the first begins at a frame's instant, the second ends at one: half open
-    frame = YEAR.start + 40 * DAY + 10 * DAY // 24 + DAY // 48
-    periods = [Period(frame, frame + DAY), Period(frame - DAY, frame), YEAR, SPRING, AUTUMN, Period.parse("2023-06")]
+    # frames of Sentinel-2 at a start, which is inside, and at an end, which is not
+    first, then = (YEAR.start + day * DAY + 21 * DAY // 48 for day in (5, 40))
+    periods = [Period(first, then), Period(first + 1, then + 1), YEAR, SPRING, AUTUMN, Period.parse("2023-06")]
     row, column = pixels(12)
     found = baselines.composite(world.cube, row, column, periods)
     assert found.dtype == np.float32

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ class Stop(BaseException):
     """A process that ends here and now."""
 
 
-def template(path: Path) -> None:
+def template(path: Path, what: str = "") -> None:
     path.mkdir()
-    attributes = {ledger.FORMAT_KEY: "toy/1", "state": "building"}
+    attributes = {ledger.FORMAT_KEY: "toy/1", "state": "building", "what": what}
     (path / "zarr.json").write_text(json.dumps({"attributes": attributes}))
 
 
@@ -42,7 +43,7 @@ def make(
         assert build.plan == {"frozen": request["what"]}
         if build.complete:
             return []
-        build.template(template)
+        build.template(partial(template, what=request["what"]))
         todo = build.remaining(UNITS)[:units]
         for unit in todo:
             path = build.store / unit

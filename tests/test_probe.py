@@ -17,7 +17,7 @@ from sklearn.metrics import balanced_accuracy_score, f1_score, mean_absolute_err
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
 from aefcli.errors import BadInput
-from aefcli.probe import PROBES, Labels, blocks, evaluate, find_labels, fit, folds, read_labels
+from aefcli.probe import PROBES, Labels, blocks, evaluate, find_labels, fit, folds, possible, read_labels
 from aefcli.probe.split import bins, plan_split
 from aefcli.probe.trial import Trial
 
@@ -394,6 +394,23 @@ def test_splits_that_cannot_be_made_name_the_reason():
     count = int(((labels.value == 2) & (split == "train")).sum())
     assert 0 < count < 10
     refused(few, rf"10 shots: 'c' has {count} points in the train split; at most {count} shots", shots=[10])
+
+
+def test_possible_shots_are_those_that_are_not_refused():
+    given = np.where(np.arange(80) % 2, "test", "train")
+    cases = [classes([40, 11]), classes([40, 10]), classes([40, 2]), classes([60, 20], split=given)]
+    cases += [Labels(np.arange(10.0), np.zeros(10), np.arange(10.0), (), "value")]  # one bin
+    found = [possible(labels, (1, 10, "max")) for labels in cases]
+    train = np.bincount(cases[3].value[given == "train"]).min()
+    assert 1 < train < 20
+    assert found == [[1, 10, "max"], [1, "max"], [1, "max"], [1, 10, "max"] if train >= 10 else [1, "max"], [1, "max"]]
+    for labels, shots in zip(cases, found, strict=True):
+        plan = plan_split(labels, 1280.0)
+        for level in shots:
+            plan.check(level)
+        if 10 not in shots:
+            with pytest.raises(BadInput, match="10 shots"):
+                plan.check(10)
 
 
 def test_requests_that_make_no_sense():

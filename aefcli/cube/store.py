@@ -208,7 +208,7 @@ def write(
                 build.record(name, _write_slab(build.store, stack, when, tile))
         if progress and todo:
             progress(len(units), len(units))
-        build.finish(lambda path: _close(path, stacks))
+        build.finish(_close)
     except OSError as error:
         raise NoResources(
             f"cannot write {build.store}: {error.strerror or error}", "make room, then run again"
@@ -230,14 +230,12 @@ def _quiet_warps() -> Iterator[None]:
         yield
 
 
-def _close(path: Path, stacks: Sequence[Stack]) -> None:
+def _close(path: Path) -> None:
     """Consolidate the metadata, so that a plain `xarray.open_zarr` of a group does not warn; `complete` comes last."""
     import zarr
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Consolidated metadata is currently not part", UserWarning)
-        for stack in stacks:
-            zarr.consolidate_metadata(path, path=stack.source.name, zarr_format=3)
         zarr.consolidate_metadata(path, zarr_format=3)
     document = json.loads((path / "zarr.json").read_text())
     document["attributes"]["state"] = "complete"

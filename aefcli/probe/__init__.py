@@ -12,7 +12,18 @@ rows are aligned with the labels. Protocol: supplement S3-S6 of the paper; every
 
 from aefcli.probe.fit import METRICS, PROBES
 from aefcli.probe.labels import Labels, find_labels, read_labels
-from aefcli.probe.split import blocks, folds
+from aefcli.probe.split import blocks, folds, possible
 from aefcli.probe.trial import Score, evaluate
 
-__all__ = ["METRICS", "PROBES", "Labels", "Score", "blocks", "evaluate", "find_labels", "folds", "read_labels"]
+__all__ = [
+    "METRICS",
+    "PROBES",
+    "Labels",
+    "Score",
+    "blocks",
+    "evaluate",
+    "find_labels",
+    "folds",
+    "possible",
+    "read_labels",
+]

@@ -7,12 +7,15 @@ ground that lies on one side of a split as a whole.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from aefcli.errors import BadInput
 from aefcli.probe.labels import Labels, check_several
+
+BLOCK = 1280.0  # metres: how far apart the paper's points lie
 
 _TRAIN_SHARE = 0.6
 _MAX_SHOTS = 300
@@ -43,6 +46,11 @@ class Plan:
     def sizes(self) -> np.ndarray:
         return self.held.sum(axis=0)
 
+    @property
+    def trains(self) -> np.ndarray:
+        """Points of each stratum that a training set can have at most."""
+        return self.held[0] if self.how == "given" else self.sizes - 1
+
     def width(self, shots: int | str) -> int:
         """Training points per stratum asked for: at `max` 300, and at most 60% of the smallest stratum."""
         if shots != "max":
@@ -59,14 +67,12 @@ class Plan:
 
     def check(self, shots: int | str) -> None:
         """Refuse a number of shots that no split can serve."""
-        given, asked = self.how == "given", 1 if shots == "max" else int(shots)
-        trains = self.held[0] if given else self.sizes - 1
-        least = int(trains.argmin())
-        if trains[least] >= asked:
+        given, least = self.how == "given", int(self.trains.argmin())
+        most = int(self.trains[least])
+        if most >= (1 if shots == "max" else int(shots)):
             return
-        most = trains[least]
         possible = f"at most {most} shots are possible" if most else "there is nothing to learn it from"
-        count = int(trains[least] if given else self.sizes[least])
+        count = most if given else most + 1
         points = f"{count} point{'s' * (count != 1)}"
         where = " in the train split" if given else " and one has to stay in the test set"
         raise BadInput(
@@ -123,6 +129,12 @@ def plan_split(labels: Labels, block: float) -> Plan:
     held = np.zeros((int(group.max()) + 1, len(names)), np.int64)
     np.add.at(held, (group, stratum), 1)
     return Plan(how, group, stratum, names, held)
+
+
+def possible(labels: Labels, shots: Sequence[int | str], block: float = BLOCK) -> list[int | str]:
+    """Those of some numbers of shots that every stratum has the points for."""
+    most = int(plan_split(labels, block).trains.min())
+    return [level for level in shots if level == "max" or int(level) <= most]
 
 
 def folds(smallest: int) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 from aefcli.errors import BadInput, unknown
 from aefcli.probe.fit import BOOTSTRAP, METRICS, PROBES, linear, measure, neighbours, vote
 from aefcli.probe.labels import Labels
-from aefcli.probe.split import Plan, plan_split
+from aefcli.probe.split import BLOCK, Plan, plan_split
 
 _NEAREST = {"knn1": 1, "knn3": 3}
 
@@ -48,7 +48,7 @@ def evaluate(
     probes: Sequence[str] = PROBES,
     shots: Sequence[int | str] = (1, 10, "max"),
     seed: int = 0,
-    block: float = 1280.0,
+    block: float = BLOCK,
     max_folds: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[Score], dict[str, Any]]:

@@ -194,7 +194,10 @@ def _collection(name: str, box: Box, span: Period, items: list[str]) -> dict[str
         "id": name,
         "description": f"A made-up world seen by a sensor like that of {name}.",
         "license": "CC0-1.0",
-        "extent": {"spatial": {"bbox": [list(box)]}, "temporal": {"interval": [span.iso().split("/")]}},
+        "extent": {
+            "spatial": {"bbox": [list(box)]},
+            "temporal": {"interval": [[f"{when:%Y-%m-%dT%H:%M:%SZ}" for when in span.dates()]]},
+        },
         "links": [
             _link("root", "../catalog.json"),
             _link("parent", "../catalog.json"),
