@@ -365,6 +365,8 @@ def main() -> NoReturn:
     # ClickException, the ancestor of every usage error: typer carries a click of its own.
     usage = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[2])
     signal.signal(signal.SIGTERM, _terminated)
+    # Threads that wait without spinning: beside other work a training step took up to ten times as long otherwise.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     warnings.filterwarnings("ignore", module="rasterio|odc|affine|stackstac")
     try:
         result = app(standalone_mode=False)

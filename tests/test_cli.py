@@ -38,7 +38,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from aefcli.simulate import simulate
 
     out = tmp_path_factory.mktemp("world")
-    simulate(out, seed=3, sites=4, size=48)
+    simulate(out, seed=3, sites=9, size=48)
     return out
 
 

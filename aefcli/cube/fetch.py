@@ -42,7 +42,7 @@ class Request:
     def as_dict(self) -> dict[str, Any]:
         return {
             "format": FORMAT,
-            "catalog": self.catalog,
+            "catalog": str(Path(self.catalog).resolve()) if Path(self.catalog).is_file() else self.catalog,
             "bbox": [self.bbox.west, self.bbox.south, self.bbox.east, self.bbox.north],
             "period": "/".join(when.isoformat() for when in self.period.dates()),
             "sources": sorted(self.sources),

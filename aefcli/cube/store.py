@@ -302,10 +302,11 @@ def _write_slab(store: Path, stack: Stack, when: slice, tile: Tile) -> list[Path
     import zarr
 
     slab = stack.read(when, tile)
-    slab["weight"] = _weight(slab, stack.source)
+    slab["weight"] = _weight(slab, stack.source, stack.delivered[when])
     files = []
     with zarr.config.set({"array.write_empty_chunks": True}):
-        for name, values in slab.items():
+        for name, (_, nodata) in stack.layers.items():
+            values = slab.get(name, nodata)  # a band that none of these frames has is written all the same
             array = zarr.open_array(store / stack.source.name / name, mode="r+")
             array[(when, *tile.slices)] = values
             files += chunk_files(store / stack.source.name / name, array, (when, *tile.slices))
@@ -319,15 +320,23 @@ def chunk_files(path: Path, array: zarr.Array, region: Sequence[slice]) -> list[
     return [path.joinpath("c", *map(str, index)) for index in grid]
 
 
-def _weight(slab: Mapping[str, np.ndarray], source: Source) -> np.ndarray:
-    """uint8 (t, y, x): 1 where every band that the slab has was delivered and the product calls the pixel clear."""
-    bands = [band.name for band in source.bands if band.name in slab]
-    clear = np.logical_and.reduce([valid(slab[name], source.nodata) for name in bands])
+def _weight(slab: Mapping[str, np.ndarray], source: Source, delivered: np.ndarray) -> np.ndarray:
+    """uint8 (t, y, x): 1 where every band that the frame has was delivered and the product calls the pixel clear.
+
+    `delivered` (t, band) says which bands a frame has: a radar pass has one pair of polarisations or the other.
+    """
+    clear = np.logical_and.reduce(
+        [
+            valid(slab[band.name], source.nodata) | ~delivered[:, index, None, None]
+            for index, band in enumerate(source.bands)
+            if band.name in slab
+        ]
+    )
     if "weight" in slab:
         clear &= slab["weight"] > 0
     if source.quality is not None and source.quality.name in slab:
         clear &= source.quality.clear(slab[source.quality.name])
-    return clear.astype("uint8")
+    return (clear & delivered.any(axis=1)[:, None, None]).astype("uint8")
 
 
 def valid(stored: np.ndarray, nodata: float) -> np.ndarray:
