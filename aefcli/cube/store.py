@@ -325,18 +325,17 @@ def _weight(slab: Mapping[str, np.ndarray], source: Source, delivered: np.ndarra
 
     `delivered` (t, band) says which bands a frame has: a radar pass has one pair of polarisations or the other.
     """
-    clear = np.logical_and.reduce(
-        [
-            valid(slab[band.name], source.nodata) | ~delivered[:, index, None, None]
-            for index, band in enumerate(source.bands)
-            if band.name in slab
-        ]
-    )
+    each = [
+        valid(slab[band.name], source.nodata) | ~delivered[:, index, None, None]
+        for index, band in enumerate(source.bands)
+        if band.name in slab
+    ]
+    clear: np.ndarray = np.stack(each).all(axis=0) & np.asarray(delivered.any(axis=1))[:, None, None]
     if "weight" in slab:
         clear &= slab["weight"] > 0
     if source.quality is not None and source.quality.name in slab:
         clear &= source.quality.clear(slab[source.quality.name])
-    return (clear & delivered.any(axis=1)[:, None, None]).astype("uint8")
+    return clear.astype("uint8")
 
 
 def valid(stored: np.ndarray, nodata: float) -> np.ndarray:
