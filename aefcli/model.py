@@ -32,6 +32,7 @@ _YEAR_DAYS = 365.2425
 _EPOCH = 1_577_836_800_000  # 2020-01-01 in ms since 1970; int64 differences to it stay small
 _PERIODS = tuple(_YEAR_DAYS * 2.0**k for k in range(4, -8, -1))  # days: 16 years ... 2.9 days, the year among them
 _TIMECODE = 2 * len(_PERIODS)
+_ABSENT = -1e30  # a logit that leaves nothing after softmax, and yet is finite where all frames have it
 _LEAN = 3.0  # logits by which a head of the summariser begins to favour one source
 _POSITIONS = 8  # half-waves across a valid period that decoders can tell apart
 
@@ -344,27 +345,26 @@ class Summariser(nn.Module):
         The key's projection is folded into the query and the value's follows the pooling, which is the same sum:
         no map of keys or values is made per frame.
         """
-        layout = encoded.layout
-        features = layout.spread(encoded.features).permute(0, 3, 4, 1, 2)  # b h w t c
+        layout, width = encoded.layout, encoded.features.shape[1]
+        # One more channel says where a frame is absent; the query's weight for it takes absent frames out.
+        flagged = torch.cat([encoded.features, (~encoded.present).to(encoded.features.dtype)[:, None]], dim=1)
+        cells = layout.spread(flagged).permute(0, 3, 4, 1, 2).contiguous()  # b h w t c+1
         query = self.query(self.describe(valid)).unflatten(-1, (self.heads, -1))
-        asked = torch.einsum("bpke,kce->bcpk", query, self.key).flatten(2)
-        logits = (features.flatten(1, 2) @ asked[:, None]).unflatten(1, features.shape[1:3])
-        logits = logits.unflatten(-1, query.shape[1:3]) + self.bias(layout, valid, query)[:, None, None]
-        there = layout.spread(encoded.present).permute(0, 2, 3, 1)[..., None, None]
-        logits = logits.masked_fill(~there, -torch.inf)
-        top = logits.detach().amax(3, keepdim=True).clamp(min=-1e30)  # finite in cells that no frame saw
-        share = (logits - top).exp()
-        share = share / share.sum(3, keepdim=True).clamp(min=1e-30)
-        pooled = share.flatten(4).transpose(3, 4) @ features.contiguous()  # b h w pk c
-        return torch.einsum("bhwpkc,kce->bpkehw", pooled.unflatten(3, query.shape[1:3]), self.value).flatten(2, 3)
+        asked = F.pad(torch.einsum("bpke,kce->bpkc", query, self.key), (0, 1), value=_ABSENT).flatten(1, 2)
+        logits = asked[:, None, None] @ cells.transpose(-1, -2) + self.bias(layout, valid, query)[:, None, None]
+        pooled = logits.softmax(-1) @ cells[..., :width]  # b h w pk c
+        some = layout.spread(encoded.present).any(1)[:, :, :, None, None]
+        pooled = (pooled * some).unflatten(3, query.shape[1:3])
+        return torch.einsum("bhwpkc,kce->bpkehw", pooled, self.value).flatten(2, 3)
 
     def bias(
         self, layout: Layout, valid: Int[Tensor, "b p 2"], query: Float[Tensor, "b p k e"]
-    ) -> Float[Tensor, "b t p k"]:
-        """What a frame's instant and source add to its logits, whatever it shows."""
+    ) -> Float[Tensor, "b pk t"]:
+        """What a frame's instant and source add to its logits, whatever it shows; slots without a frame are out."""
         keys = self.key_time(timecode(layout.time)).unflatten(-1, (self.heads, -1))
         timely = torch.einsum("nke,npke->npk", keys, query[layout.site]) / math.sqrt(keys.shape[-1])
-        return layout.spread(timely + self.nearness(layout, valid))
+        bias = layout.spread(timely + self.nearness(layout, valid))
+        return bias.masked_fill(~layout.filled[..., None, None], _ABSENT).flatten(2).transpose(1, 2)
 
     def describe(self, valid: Int[Tensor, "b p 2"]) -> Float[Tensor, "b p f"]:
         """The timecodes of both ends, and the logarithm of the duration in years."""
