@@ -58,7 +58,7 @@ def test_vectors_have_unit_length_and_periods_differ(made: Path) -> None:
     vectors = field.dequantise(codes, axis=1, renormalise=False)
     norms = np.linalg.norm(vectors, axis=1)
     np.testing.assert_allclose(norms[np.isfinite(norms)], 1, atol=1e-2)
-    assert np.nanmax(np.abs(vectors[0] - vectors[1])) > 0.05
+    assert np.nanmax(np.abs(vectors[0] - vectors[1])) > 0.02
 
 
 def test_a_pixel_that_no_frame_saw_clearly_is_nodata(made: Path) -> None:

@@ -398,7 +398,7 @@ def test_splits_that_cannot_be_made_name_the_reason():
 
 def test_possible_shots_are_those_that_are_not_refused():
     given = np.where(np.arange(80) % 2, "test", "train")
-    cases = [classes([40, 11]), classes([40, 10]), classes([40, 2]), classes([60, 20], split=given)]
+    cases = [classes([40, 20]), classes([40, 19]), classes([40, 2]), classes([60, 20], split=given)]
     cases += [Labels(np.arange(10.0), np.zeros(10), np.arange(10.0), (), "value")]  # one bin
     found = [possible(labels, (1, 10, "max")) for labels in cases]
     train = np.bincount(cases[3].value[given == "train"]).min()

@@ -132,8 +132,12 @@ def plan_split(labels: Labels, block: float) -> Plan:
 
 
 def possible(labels: Labels, shots: Sequence[int | str], block: float = BLOCK) -> list[int | str]:
-    """Those of some numbers of shots that every stratum has the points for."""
-    most = int(plan_split(labels, block).trains.min())
+    """Those of some numbers of shots that every stratum surely has the points for.
+
+    In splits of ours that is half of its points: a stratum that lies in few groups seldom lends more to the pool.
+    """
+    plan = plan_split(labels, block)
+    most = int(plan.trains.min() if plan.how == "given" else plan.sizes.min() // 2)
     return [level for level in shots if level == "max" or int(level) <= most]
 
 

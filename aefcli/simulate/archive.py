@@ -196,7 +196,9 @@ def _collection(name: str, box: Box, span: Period, items: list[str]) -> dict[str
         "license": "CC0-1.0",
         "extent": {
             "spatial": {"bbox": [list(box)]},
-            "temporal": {"interval": [[f"{when:%Y-%m-%dT%H:%M:%SZ}" for when in span.dates()]]},
+            "temporal": {
+                "interval": [[f"{when:%Y-%m-%dT%H:%M:%SZ}" for when in Period(span.start, span.end - 1000).dates()]]
+            },
         },
         "links": [
             _link("root", "../catalog.json"),
