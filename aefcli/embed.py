@@ -58,7 +58,7 @@ def embed(
     Raises BadInput where the model reads none of the cube's sources, or where `out` holds something else.
     """
     recipe, model = run.recipe, checkpoint.load(run).to(device)
-    periods = sorted(set(periods))
+    periods = sorted(set(periods), key=lambda period: (period.start, -period.end))
     names = readable(cube, recipe)
     request = {
         "format": field.FORMAT,
