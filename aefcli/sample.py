@@ -157,7 +157,7 @@ def _covered(cube: Cube, tile: Tile) -> float:
     """Share of a coarse raster of the tile's pixels that is clear in any frame of any source."""
     best = 0.0
     for source in cube.sources.values():
-        _, weight = source.read(tile, np.arange(0, len(source.times), max(1, len(source.times) // 8)))
+        weight = source.clear(tile, np.arange(0, len(source.times), max(1, len(source.times) // 8)))
         best = max(best, float((weight[:, ::4, ::4] > 0).any(axis=0).mean()) if len(weight) else 0.0)
     return best
 

@@ -363,18 +363,23 @@ class CubeSource:
 
         Coarser sources are repeated up to the cube's spacing. The tile lies inside the cube.
         """
-        cells = Tile(
-            tile.top // self.factor,
-            tile.left // self.factor,
-            -(-tile.bottom // self.factor),
-            -(-tile.right // self.factor),
-        )
-        rows = np.arange(tile.top, tile.bottom) // self.factor - cells.top
-        columns = np.arange(tile.left, tile.right) // self.factor - cells.left
-        names = [*self.bands, "weight"]
-        read = [_select(self.arrays[name], frames, cells) for name in names]
-        repeated = [np.asarray(values)[:, rows[:, None], columns] for values in read]
-        return np.stack(repeated[:-1], axis=1), repeated[-1]
+        stored = [self._over(tile, frames, name) for name in self.bands]
+        return np.stack(stored, axis=1), self.clear(tile, frames)
+
+    def clear(self, tile: Tile, frames: np.ndarray) -> np.ndarray:
+        """The weight alone (t h w)."""
+        return self._over(tile, frames, "weight")
+
+    def _over(self, tile: Tile, frames: np.ndarray, name: str) -> np.ndarray:
+        """One variable (t h w) over the cube's pixels of a tile."""
+        times = self.factor
+        cells = Tile(tile.top // times, tile.left // times, -(-tile.bottom // times), -(-tile.right // times))
+        values = _select(self.arrays[name], frames, cells)
+        if times == 1:
+            return values
+        rows = np.arange(tile.top, tile.bottom) // times - cells.top
+        columns = np.arange(tile.left, tile.right) // times - cells.left
+        return values[:, rows[:, None], columns]
 
 
 def _select(array: Any, frames: np.ndarray, tile: Tile) -> np.ndarray:
