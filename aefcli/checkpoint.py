@@ -19,14 +19,15 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from aefcli import recipe as recipes
 from aefcli.errors import BadInput
-from aefcli.ledger import write_atomically
+from aefcli.ledger import canonical, write_atomically
 from aefcli.model import Model
 from aefcli.recipe import Recipe
+from aefcli.sources import statistics
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,12 @@ def open_run(path: Path) -> Run:
 
 
 def save_weights(path: Path, model: Model, recipe: Recipe, step: int) -> None:
-    metadata = {"recipe": recipe.to_toml(), "recipe_hash": recipe.hash, "step": str(step)}
+    metadata = {
+        "recipe": recipe.to_toml(),
+        "recipe_hash": recipe.hash,
+        "statistics": canonical(_statistics(recipe)),
+        "step": str(step),
+    }
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     write_atomically(path, save(tensors, metadata))
 
@@ -101,6 +107,10 @@ def save_state(run: Run, model: Model, optimiser: torch.optim.Optimizer, recipe:
     write_atomically(run.path / "state" / "checkpoint.safetensors", save(contiguous, metadata))
 
 
+def _statistics(recipe: Recipe) -> dict[str, object]:
+    return {name: bands for name, bands in statistics().items() if name in recipe.data.sources}
+
+
 def build(recipe: Recipe) -> Model:
     """The recipe's network with fresh weights, drawn from its seed."""
     with torch.random.fork_rng(devices=[]):
@@ -112,8 +122,13 @@ def build(recipe: Recipe) -> Model:
 
 def load(run: Run) -> Model:
     """The trained network of a finished run, in eval mode; refuses weights that do not fit its recipe."""
-    model = build(run.recipe)
-    tensors = _read(run.weights)
+    recipe = run.recipe
+    model = build(recipe)
+    tensors, metadata = _read(run.weights)
+    if metadata.get("statistics") != canonical(_statistics(recipe)):
+        raise BadInput(
+            f"{run.weights} was trained with other statistics of its sources", "train again with this version"
+        )
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if wanted != given:
@@ -122,7 +137,7 @@ def load(run: Run) -> Model:
             f"{run.weights} does not fit its recipe: {odd} is {given.get(odd)}, not {wanted.get(odd)}",
             "train again with this version",
         )
-    model.load_state_dict(dict(tensors))
+    model.load_state_dict(tensors)
     return model.eval()
 
 
@@ -135,14 +150,11 @@ def identity(run: Run) -> dict[str, str]:
     return {"run": run.path.name, "recipe": run.recipe.hash, "weights": weights}
 
 
-def trained_steps(run: Run) -> int:
-    with safe_open(run.weights, framework="pt") as file:
-        return int((file.metadata() or {}).get("step", 0))
-
-
-def _read(path: Path) -> Mapping[str, Tensor]:
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a weights file."""
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
         raise BadInput(f"{path} is no safetensors file", "weights in other formats are not opened") from error
 

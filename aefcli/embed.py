@@ -120,13 +120,20 @@ def _frames_inside(cube: Cube, names: Sequence[str], period: Period) -> int:
 def support_of(cube: Period, valid: Period) -> Period:
     """The support period of a valid one: the year of the cube, counted from its start, that holds it.
 
-    A cube of at most a year has one; a valid period outside the cube takes the nearest; one that spans several, as when
-    it is longer than a year, takes them all.
+    A cube of at most a year has one; a valid period outside the cube takes the nearest. One of at most a year that lies
+    across two takes the year that starts with it, a longer one all the years it touches.
     """
     years = max(1, -(-(cube.end - cube.start) // _YEAR))
+    if valid.end - valid.start <= _YEAR < cube.end - cube.start and not _same_year(cube, valid):
+        start = min(max(valid.start, cube.start), cube.end - _YEAR)
+        return Period(start, start + _YEAR)
     first = min(max((valid.start - cube.start) // _YEAR, 0), years - 1)
     last = min(max((valid.end - 1 - cube.start) // _YEAR, 0), years - 1)
     return Period(cube.start + first * _YEAR, min(cube.start + (last + 1) * _YEAR, cube.end))
+
+
+def _same_year(cube: Period, valid: Period) -> bool:
+    return (valid.start - cube.start) // _YEAR == (valid.end - 1 - cube.start) // _YEAR
 
 
 def embed_tile(

@@ -49,6 +49,6 @@ def total(
     errors: Mapping[str, Tensor], weights: Mapping[str, float], uniform: Tensor, consistent: Tensor, loss: Loss
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted sum, and its parts by name, unweighted: one per source, `uniformity`, `consistency`."""
-    mean = torch.stack([weights[name] * error for name, error in errors.items()]).mean()
+    mean = torch.stack([weights[name] * error for name, error in errors.items()]).mean() if errors else uniform * 0
     whole = loss.reconstruction * mean + loss.uniformity * uniform + loss.consistency * consistent
     return whole, {**errors, "uniformity": uniform, "consistency": consistent}

@@ -216,10 +216,10 @@ class Precision(nn.Module):
 
 
 class Resample(nn.Module):
-    """One edge of the exchange: a level of a Laplacian pyramid with a learned projection.
+    """One edge of the exchange: reduce or expand as in a Laplacian pyramid, with a learned projection.
 
-    Down: average over the factor, the pyramid's low pass, then the projection. Up: the projection on the coarse grid,
-    then bilinear expansion. Both are exact in shape, and both convolve on the coarse grid alone.
+    Down: average over the factor, the pyramid's low pass, then the projection; the band pass stays where it is. Up: the
+    projection on the coarse grid, then bilinear expansion. Both are exact in shape and convolve on the coarse grid.
     """
 
     def __init__(self, width: int, out: int, factor: float, kernel: int) -> None:
@@ -308,7 +308,7 @@ class Summariser(nn.Module):
 
     A head weighs a frame by content (query of the period against a key of the frame) and by where the frame lies in the
     valid period: each head has a centre and a width there, and leans to a source; at the start every source has its
-    own heads, spread evenly. With no frame near its centre a head takes the nearest: that is what interpolation and
+    own heads, spread evenly. With no frame near its centre a head takes those around: that is what interpolation and
     extrapolation need.
 
     Up-sampling is one shared projection, expanded bilinearly, plus a difference per sub-pixel that starts at zero:
@@ -372,11 +372,15 @@ class Summariser(nn.Module):
         return torch.cat([timecode(valid).flatten(2), years.log().float()[..., None]], dim=2)
 
     def nearness(self, layout: Layout, valid: Int[Tensor, "b p 2"]) -> Float[Tensor, "n p k"]:
-        """How much each head favours a frame for where it lies in the valid period, and for its source."""
+        """How much each head favours a frame for where it lies in the valid period, and for its source.
+
+        A bell at the centre with a heavy tail: in a period without frames a Gaussian would copy the one nearest frame,
+        cloud or not, where the frames around the gap should be weighed by what they show.
+        """
         start, end = valid[layout.site].unbind(-1)
         place = relative(layout.time[:, None], start, end)
         away = (place[..., None] - self.centre) / self.log_width.exp()
-        return self.lean[layout.source][:, None] - away.square() / 2
+        return self.lean[layout.source][:, None] - 2 * torch.log1p(away.square() / 4)
 
 
 # --- bottleneck (section 6) -----------------------------------------------------------------------------------------

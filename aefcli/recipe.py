@@ -69,6 +69,10 @@ class Model(_Table):
         for name in ("time", "space"):
             if getattr(self, name) % self.head:
                 raise ValueError(f"{name} = {getattr(self, name)} is not a multiple of head = {self.head}")
+        if self.head % 4:
+            raise ValueError(f"head = {self.head} is not a multiple of 4")  # rows and columns turn pairs of features
+        if self.precision % 16:
+            raise ValueError(f"precision = {self.precision} is not a multiple of 16")  # the groups of its norm
         if self.exchange_kernel % 2 == 0:
             raise ValueError(f"exchange_kernel = {self.exchange_kernel} must be 1 or 3")
         return self

@@ -23,7 +23,7 @@ _CLIP = 6.0  # sigmas
 _YEAR = 366 * DAY  # a support period is at most this long
 _PRELOAD = 2 << 30  # bytes of stored values that are kept in memory rather than read again for every batch
 _TRIES = 100  # draws of a place before giving up on one with data, or apart from the others
-_LEAST = 0.5  # share of a place's pixels that some frame must have delivered
+_LEAST = 0.5  # share of a place's pixels that some frame must have seen clearly
 _HEADING = {"ascending": 1.0, "descending": -1.0}
 
 
@@ -75,11 +75,13 @@ def in_period(source: CubeSource, period: Period) -> np.ndarray:
     return np.nonzero((source.times >= period.start) & (source.times < period.end))[0]
 
 
+def size_of(cube: Cube) -> int:
+    """Bytes of a cube's arrays, decoded."""
+    return sum(array.nbytes for source in cube.sources.values() for array in source.arrays.values())
+
+
 def preload(cube: Cube) -> Cube:
-    """The cube with its arrays in memory if they are small enough, else the cube as it is."""
-    arrays = [array for source in cube.sources.values() for array in source.arrays.values()]
-    if sum(array.nbytes for array in arrays) > _PRELOAD:
-        return cube
+    """The cube with its arrays in memory."""
     loaded = {
         name: replace(source, arrays={key: np.asarray(array[:]) for key, array in source.arrays.items()})
         for name, source in cube.sources.items()
@@ -88,13 +90,13 @@ def preload(cube: Cube) -> Cube:
 
 
 def check(cubes: Sequence[Cube], recipe: Recipe) -> None:
-    """Refuse cubes without a source of the recipe, or smaller than its patch."""
-    known = {name for cube in cubes for name in cube.sources}
-    if not known & set(recipe.data.sources):
-        raise BadInput(
-            f"the cubes have {sorted(known)}, the recipe reads {list(recipe.data.sources)}", "choose another --recipe"
-        )
+    """Refuse a cube without a source of the recipe, or smaller than its patch."""
     for cube in cubes:
+        if not set(cube.sources) & set(recipe.data.sources):
+            raise BadInput(
+                f"{cube.path} has {sorted(cube.sources)}, the recipe reads {list(recipe.data.sources)}",
+                "choose another --recipe",
+            )
         if min(cube.shape) < recipe.data.patch:
             raise BadInput(
                 f"{cube.path} is {cube.shape[0]}x{cube.shape[1]} px, smaller than the recipe's patch of "
@@ -109,7 +111,8 @@ def batches(cubes: Sequence[Cube], recipe: Recipe, seed: int, skip: int = 0) -> 
     `skip` starts at a later one. Raises BadInput where `check` does.
     """
     check(cubes, recipe)
-    cubes = [preload(cube) for cube in cubes]
+    if sum(map(size_of, cubes)) <= _PRELOAD:
+        cubes = [preload(cube) for cube in cubes]
     number = skip
     while True:
         yield _batch(cubes, recipe, np.random.default_rng([seed, number]))
@@ -121,7 +124,7 @@ def _batch(cubes: Sequence[Cube], recipe: Recipe, rng: np.random.Generator) -> B
     supports: list[list[int]] = []
     taken: list[tuple[object, Tile]] = []
     for _ in range(recipe.train.batch):
-        cube, tile, support = _place(cubes, recipe.data.patch, rng, taken)
+        cube, tile, support = _place(cubes, recipe, rng, taken)
         taken.append((cube.path, tile))
         samples.append(_sample(cube, tile, support, recipe, rng))
         supports.append([support.start, support.end])
@@ -131,16 +134,17 @@ def _batch(cubes: Sequence[Cube], recipe: Recipe, rng: np.random.Generator) -> B
 
 
 def _place(
-    cubes: Sequence[Cube], size: int, rng: np.random.Generator, taken: Sequence[tuple[object, Tile]]
+    cubes: Sequence[Cube], recipe: Recipe, rng: np.random.Generator, taken: Sequence[tuple[object, Tile]]
 ) -> tuple[Cube, Tile, Period]:
-    """A cube, a tile of it with data that touches none of the batch's others where there is room, and a support."""
+    """A cube, a tile of it with clear data, and a support; apart from the batch's others, for half of the draws."""
+    size = recipe.data.patch
     areas = np.array([cube.shape[0] * cube.shape[1] for cube in cubes], dtype="float64")
     for attempt in range(_TRIES):
         cube = cubes[rng.choice(len(cubes), p=areas / areas.sum())]
         top, left = (int(rng.integers(extent - size + 1)) for extent in cube.shape)
         tile = Tile(top, left, top + size, left + size)
         near = any(path == cube.path and _overlap(tile, other) for path, other in taken)
-        if (near and attempt < _TRIES // 2) or _covered(cube, tile) < _LEAST:
+        if (near and attempt < _TRIES // 2) or _covered(cube, tile, recipe.data.sources) < _LEAST:
             continue
         return cube, tile, support_of(cube, rng)
     raise BadInput(
@@ -153,10 +157,10 @@ def _overlap(a: Tile, b: Tile) -> bool:
     return a.top < b.bottom and b.top < a.bottom and a.left < b.right and b.left < a.right
 
 
-def _covered(cube: Cube, tile: Tile) -> float:
-    """Share of a coarse raster of the tile's pixels that is clear in any frame of any source."""
+def _covered(cube: Cube, tile: Tile, names: Sequence[str]) -> float:
+    """Share of a coarse raster of the tile's pixels that some of a source's frames saw clearly, for the best source."""
     best = 0.0
-    for source in cube.sources.values():
+    for source in (cube.sources[name] for name in names if name in cube.sources):
         weight = source.clear(tile, np.arange(0, len(source.times), max(1, len(source.times) // 8)))
         best = max(best, float((weight[:, ::4, ::4] > 0).any(axis=0).mean()) if len(weight) else 0.0)
     return best

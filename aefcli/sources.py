@@ -5,7 +5,7 @@ a physical value and that value becomes a model input, how its quality layer say
 Does not read anything. To add a sensor, add a row.
 
 Numbers: method.md section 8 and sources.md (paper S1, Tables S1 and S2). `mean` and `std` are of the transformed
-physical values; a run stores the ones that it was trained with.
+physical values; a run names the ones that it was trained with, and is refused under others.
 """
 
 from __future__ import annotations
@@ -133,6 +133,14 @@ _LANDSAT = Source(
 )
 
 SOURCES: dict[str, Source] = {source.name: source for source in (_SENTINEL_2, _SENTINEL_1, _LANDSAT)}
+
+
+def statistics() -> dict[str, dict[str, tuple[str, float, float]]]:
+    """Transform, mean and std of every band: what a model's inputs hang on beside its weights."""
+    return {
+        name: {band.name: (band.transform, band.mean, band.std) for band in source.bands}
+        for name, source in SOURCES.items()
+    }
 
 
 def source(name: str) -> Source:

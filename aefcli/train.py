@@ -40,7 +40,7 @@ class Record:
 def train(run: Run, recipe: Recipe, cubes: Sequence[Cube], device: torch.device) -> Iterator[Record]:
     """Train a fresh model of the recipe on the cubes and leave its weights in the run. Yields after every step.
 
-    Raises Diverged, with the last good checkpoint kept, when the loss is no longer finite.
+    Raises Diverged, with the last good checkpoint kept, when the loss or its gradient is no longer finite.
     """
     model = checkpoint.build(recipe).to(device).train()
     optimiser = torch.optim.Adam(model.parameters(), lr=recipe.train.lr)
@@ -60,7 +60,9 @@ def train(run: Run, recipe: Recipe, cubes: Sequence[Cube], device: torch.device)
             raise Diverged(f"the loss is {loss.item()} at step {step}", f"lower train.lr ({recipe.train.lr:g})")
         optimiser.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.train.clip)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.train.clip)
+        if not norm.isfinite():
+            raise Diverged(f"the gradient is {norm.item()} at step {step}", f"lower train.lr ({recipe.train.lr:g})")
         optimiser.step()
         if step % recipe.train.save_every == 0:
             checkpoint.save_state(run, model, optimiser, recipe, step)
@@ -95,6 +97,8 @@ def objective(
         drawn = sample_vmf(teacher[:, index], recipe.model.kappa, noise)
         predicted = model.decode(name, drawn, target.time[:, 0], batch.valid[name], target.meta[:, 0])
         weight = target.weight[:, 0] * encoded.seen
+        if not weight.any():
+            continue  # a source that the batch lacks is no perfect one
         errors[name] = losses.reconstruction(predicted, target.pixels[:, 0], target.bands[:, 0], weight)
     shown = model.summarise(student_encoded, period[:, None])[:, 0]
     consistent = losses.consistency(teacher[:, -1], shown, encoded.seen & student_encoded.seen)

@@ -149,6 +149,12 @@ def test_supports_are_years_counted_from_the_cubes_start() -> None:
     assert early.days <= 366
     assert late.days <= 366
     assert embed.support_of(two, two) == two
+    long = Period.parse("2020:2023")
+    for year in range(2020, 2024):
+        support = embed.support_of(long, Period.parse(str(year)))
+        assert support.days <= 366
+        assert support.start <= Period.parse(str(year)).start
+        assert support.end >= Period.parse(str(year)).end
 
 
 CHILD = """
