@@ -157,11 +157,11 @@ def embed_tile(
     for support in dict.fromkeys(supports):
         chosen = [index for index, own in enumerate(supports) if own == support]
         valid = [periods[index] for index in chosen]
-        frames = _read(cube, names, tile, support, sizes)
+        frames = read_tile(cube, names, tile, support, sizes)
         for name, source in frames.items():
             for index, period in zip(chosen, valid, strict=True):
                 observed[name][index] = _count(source, sizes.halo, tile, period)
-        for part, place, own in _patches(frames, tile, sizes):
+        for part, place, own in patches(frames, tile, sizes):
             if wanted is not None and not wanted[place].any():
                 continue
             vectors = encode_patch(model, part, valid, device)
@@ -171,7 +171,7 @@ def embed_tile(
     return out, observed
 
 
-def _read(cube: Cube, names: Sequence[str], tile: Tile, support: Period, sizes: Embed) -> dict[str, Frames]:
+def read_tile(cube: Cube, names: Sequence[str], tile: Tile, support: Period, sizes: Embed) -> dict[str, Frames]:
     """Every frame of the support over the tile and its halo, out to whole patches; one read per tile."""
     step, halo = sizes.patch - 2 * sizes.halo, sizes.halo
     rows, columns = (-(-extent // step) * step + 2 * halo for extent in tile.shape)
@@ -187,7 +187,7 @@ def _count(source: Frames, halo: int, tile: Tile, period: Period | None) -> np.n
     return weight.sum(0).numpy()
 
 
-def _patches(
+def patches(
     frames: Mapping[str, Frames], tile: Tile, sizes: Embed
 ) -> Iterator[tuple[dict[str, Frames], tuple[slice, slice], tuple[slice, slice]]]:
     """Patches over a tile: the frames of one, the pixels of the tile that it writes, and where it has them."""

@@ -21,8 +21,7 @@ from rich.table import Table
 
 from aefcli import checkpoint, embed, field, recipe
 from aefcli.cube import Cube, Request, fetch, open_cube
-from aefcli.extent import BBox, Period, Tile, tiles
-from aefcli.sample import in_period, window
+from aefcli.extent import BBox, Period, tiles
 from aefcli.simulate import simulate
 
 REPEATS = 3
@@ -49,7 +48,7 @@ def measure(folder: Path) -> tuple[list[tuple[str, float, float, str]], dict[str
         began = time.perf_counter()
         embed.embed(cube, run, [PERIOD], folder / f"{repeat}.zarr", device=CPU)
         whole.append(time.perf_counter() - began)
-        alone.append(encoder(cube, run, patches))
+        alone.append(encoder(cube, run))
     correct = "yes" if equal(cube, run, folder / "0.zarr") else "NO"
     ours, theirs = encoded / statistics.median(whole), encoded / statistics.median(alone)
     rows = [
@@ -66,16 +65,16 @@ def made_up(folder: Path) -> Cube:
     return open_cube(fetch(request, folder / "cube.zarr").path)
 
 
-def encoder(cube: Cube, run: checkpoint.Run, patches: int) -> float:
-    """Seconds for as many patches as the field took, on one patch in the middle that is in memory."""
-    model, side = checkpoint.load(run), run.recipe.embed.patch
-    top, left = (extent // 2 - side // 2 for extent in cube.shape)
-    tile = Tile(top, left, top + side, left + side)
-    frames = {name: window(cube, name, tile, in_period(source, PERIOD)) for name, source in cube.sources.items()}
-    began = time.perf_counter()
-    for _ in range(patches):
-        embed.encode_patch(model, frames, [PERIOD], CPU)
-    return time.perf_counter() - began
+def encoder(cube: Cube, run: checkpoint.Run) -> float:
+    """Seconds for the patches of the field alone, their frames in memory."""
+    model, plan, seconds = checkpoint.load(run), run.recipe, 0.0
+    for tile in tiles(cube.shape, field.CHUNK):
+        frames = embed.read_tile(cube, embed.readable(cube, plan), tile, PERIOD, plan.embed)
+        for part, _, _ in embed.patches(frames, tile, plan.embed):
+            began = time.perf_counter()
+            embed.encode_patch(model, part, [PERIOD], CPU)
+            seconds += time.perf_counter() - began
+    return seconds
 
 
 def equal(cube: Cube, run: checkpoint.Run, path: Path) -> bool:
