@@ -378,7 +378,8 @@ def main() -> NoReturn:
     # ClickException, the ancestor of every usage error: typer carries a click of its own.
     usage = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[2])
     signal.signal(signal.SIGTERM, _terminated)
-    # Threads that wait without spinning: beside other work a training step took up to ten times as long otherwise.
+    # Threads that wait without spinning: beside two busy processes on two cores a training step took 1.9 s so and
+    # 3.3 s otherwise; on an idle machine 1.08 s against 0.96 s.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     warnings.filterwarnings("ignore", module="rasterio|odc|affine|stackstac")
     try:

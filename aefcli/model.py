@@ -107,8 +107,8 @@ Part = TypeVar("Part", bound=nn.Module)
 def silent(part: Part) -> Part:
     """The same part with zero weights: a residual branch ends in one, so that the network begins as what it adds to.
 
-    Begun at full strength, five blocks of branches and exchanges drown the pixel that a frame showed, and training
-    spends its first hundreds of steps finding it again.
+    Begun at full strength, the branches and exchanges of all blocks drown the pixel that a frame showed, and training
+    has to find it again.
     """
     for parameter in part.parameters():
         nn.init.zeros_(parameter)

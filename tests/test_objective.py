@@ -34,12 +34,10 @@ def test_the_target_leaves_the_inputs() -> None:
     inputs, target = hold_out(frames, rng())
     assert (inputs.present.flatten(2).any(-1).sum(1) == 4).all()
     for row in range(8):
-        index = int((frames.time[row] == target.time[row, 0]).nonzero()[0])
         same = [i for i in range(5) if torch.equal(frames.pixels[row, i], target.pixels[row, 0])]
-        assert (
-            same == [i for i in range(5) if not inputs.present[row, i].any()]
-            or frames.time[row, index] in frames.time[row, same]
-        )
+        assert same == [i for i in range(5) if not inputs.present[row, i].any()]
+        assert len(same) == 1
+        assert target.time[row, 0] == frames.time[row, same[0]]
         assert not inputs.weight[row, same].any()
 
 
