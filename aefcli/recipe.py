@@ -21,6 +21,7 @@ from aefcli.sources import SOURCES
 
 Positive = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Dtype = Literal["float32", "bfloat16"]
 Multiple16 = Annotated[int, Field(gt=0, multiple_of=16)]
 
 
@@ -31,15 +32,20 @@ class _Table(BaseModel):
 class Data(_Table):
     """What training reads. `frames[i]` is the most frames taken of `sources[i]` per sample."""
 
-    sources: tuple[str, ...]
+    sources: tuple[str, ...]  # inputs, and targets too
     frames: tuple[Positive, ...]
+    targets: tuple[str, ...]  # sources that are decoded alone
     patch: Multiple16  # side of what the model sees, in pixels of the cube
 
     @model_validator(mode="after")
     def _matching(self) -> Data:
-        for name in self.sources:
+        for name in (*self.sources, *self.targets):
             if name not in SOURCES:
                 raise ValueError(str(unknown("source", name, SOURCES)))
+            if (SOURCES[name].role == "target") != (name in self.targets):
+                raise ValueError(f"{name} belongs in {'targets' if name in self.sources else 'sources'} alone")
+        if len(set(self.targets)) != len(self.targets):
+            raise ValueError(f"targets {list(self.targets)} repeat one")
         if len(self.sources) != len(self.frames) or len(set(self.sources)) != len(self.sources):
             raise ValueError(
                 f"sources {list(self.sources)} and frames {list(self.frames)} must pair up, without repeats"
@@ -63,6 +69,7 @@ class Model(_Table):
     embedding: Literal[64]  # d; the fields that users share hold 64
     kappa: Annotated[float, Field(gt=0)]
     decoder: Positive  # width of the decoders' two hidden layers
+    text: Annotated[int, Field(ge=0)]  # width of the language model's vectors; 0 without text
 
     @model_validator(mode="after")
     def _divisible(self) -> Model:
@@ -79,11 +86,13 @@ class Model(_Table):
 
 
 class Loss(_Table):
-    """Weights a, b, c of equation 3, and how valid periods are drawn."""
+    """Weights a, b, c, d of equation 3, what is decoded, and how valid periods are drawn."""
 
     reconstruction: Weight
     uniformity: Weight
     consistency: Weight
+    text: Weight
+    pixels: Positive  # decoded per sample and source; where a source is re-gridded, whole cells of about as many
     whole_support: Annotated[float, Field(ge=0, le=1)]  # share of valid periods that are the whole support period
 
 
@@ -95,6 +104,9 @@ class Train(_Table):
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     warmup: Annotated[int, Field(ge=0)]
     clip: Annotated[float, Field(gt=0)]  # norm of the gradient
+    dtype: Dtype  # of what autocast may round; weights, norms and losses stay float32
+    checkpointing: bool  # keep the states between blocks alone and compute the rest again: a fifth of the memory
+    compile: bool  # the blocks by torch.compile
     save_every: Positive
     seed: int
 
@@ -103,6 +115,7 @@ class Embed(_Table):
     """How the model is laid over a cube: patches of `patch` px, of which `halo` px on each side are trimmed."""
 
     patch: Multiple16
+    dtype: Dtype
     halo: Annotated[int, Field(ge=0)]
 
     @model_validator(mode="after")

@@ -69,8 +69,18 @@ class Source:
     quality: Quality | None = None
     platforms: tuple[str, ...] = ()  # only these, if any are named
     role: Literal["input+target", "target"] = "input+target"
-    kind: Literal["continuous", "categorical"] = "continuous"
-    weight: float = 1.0
+    kind: Literal["continuous", "categorical", "text"] = "continuous"
+    classes: tuple[int, ...] = ()  # codes of a categorical source; its one band holds them
+    static: bool = False  # describes a whole year or all times: the frame nearest to the support serves at any instant
+    meta: tuple[str, ...] = ()  # acquisition geometry that its decoder is told, a number each
+    weight: float = 1.0  # of its error in the loss
+    shift: int = 0  # metres: the error is the smallest over planar shifts of up to this
+    regrid: int = 0  # metres: both sides of the error are averaged to this spacing first; 0 for not at all
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that its decoder gives per pixel: bands, or the logits of its classes."""
+        return len(self.classes) or len(self.bands)
 
     def band(self, name: str) -> Band:
         for band in self.bands:
@@ -93,6 +103,7 @@ _SENTINEL_2 = Source(
     collections=("sentinel-2-c1-l2a", "sentinel-2-l2a"),
     dtype="uint16",
     nodata=0,
+    shift=20,
     # Scene classification: dark, vegetation, bare, water, unclassified, snow are clear.
     quality=Quality("scl", ("scl", "SCL"), "uint8", 0, clear_values=(2, 4, 5, 6, 7, 11)),
 )
@@ -110,6 +121,8 @@ _SENTINEL_1 = Source(
     collections=("sentinel-1-rtc",),
     dtype="float32",
     nodata=-32768.0,
+    meta=("orbit",),  # 1 ascending, -1 descending; with the latitude it fixes the heading
+    shift=20,
 )
 
 _LANDSAT = Source(
@@ -127,12 +140,14 @@ _LANDSAT = Source(
     collections=("landsat-c2-l2",),
     dtype="uint16",
     nodata=0,
+    regrid=30,
     # Fill, dilated cloud, cirrus, cloud, shadow: bits 0-4 of QA_PIXEL.
     quality=Quality("qa_pixel", ("qa_pixel",), "uint16", 1, cloud_bits=(0, 1, 2, 3, 4)),
     platforms=("landsat-8", "landsat-9"),
 )
 
 SOURCES: dict[str, Source] = {source.name: source for source in (_SENTINEL_2, _SENTINEL_1, _LANDSAT)}
+INPUTS = tuple(name for name, source in SOURCES.items() if source.role == "input+target")
 
 
 def statistics() -> dict[str, dict[str, tuple[str, float, float]]]:
