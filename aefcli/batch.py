@@ -1,11 +1,13 @@
 """What the model is fed: frames of each source, ragged in time by presence, and what is done to them.
 
-Owns `Frames` and `Batch`, padding in time, holding a target out, drawing valid periods, and the perturbation that makes
-a student's inputs out of a teacher's. Knows neither files nor the network. Source: method.md sections 2 and 8.
+Owns `Frames`, `Text` and `Batch`, padding in time, holding a target out, drawing valid periods, the gap in radar frames,
+and the perturbation that makes a student's inputs out of a teacher's. Knows neither files nor the network. Source:
+method.md sections 2 and 8.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -38,6 +40,19 @@ class Frames:
 
 
 @dataclass(frozen=True)
+class Text:
+    """At most one text per sample: the vector a frozen language model gave it, where it lies, what period it tells of."""
+
+    vector: Float[Tensor, "b v"]  # 0 where there is none
+    pixel: Int[Tensor, "b 2"]  # row, column
+    valid: Int[Tensor, "b 2"]  # ms since 1970 UTC, half open
+    there: Bool[Tensor, " b"]
+
+    def to(self, device: torch.device) -> Text:
+        return Text(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+
+@dataclass(frozen=True)
 class Batch:
     """Inputs of every source (ragged t), one target frame of each (t = 1), and the valid period of each target."""
 
@@ -45,9 +60,12 @@ class Batch:
     targets: Mapping[str, Frames]
     valid: Mapping[str, Int[Tensor, "b 2"]]  # ms since 1970 UTC, half open
     support: Int[Tensor, "b 2"]
+    text: Text | None = None
+    gsd: float = 10.0  # metres per pixel
 
     def __post_init__(self) -> None:
-        sizes = {(*frames.pixels.shape[:1], *frames.pixels.shape[-2:]) for frames in self.inputs.values()}
+        frames = [*self.inputs.values(), *self.targets.values()]
+        sizes = {(each.pixels.shape[0], *each.pixels.shape[-2:]) for each in frames}
         if len(sizes) != 1:
             raise ValueError(f"sources disagree on (b, h, w): {sorted(sizes)}")
 
@@ -57,6 +75,8 @@ class Batch:
             {name: frames.to(device) for name, frames in self.targets.items()},
             {name: valid.to(device) for name, valid in self.valid.items()},
             self.support.to(device),
+            self.text and self.text.to(device),
+            self.gsd,
         )
 
 
@@ -76,14 +96,40 @@ def stack(samples: Sequence[Frames]) -> Frames:
 
 
 def make_batch(
-    frames: Mapping[str, Frames], support: Int[Tensor, "b 2"], whole_support: float, generator: torch.Generator
+    frames: Mapping[str, Frames],
+    alone: Mapping[str, Frames],
+    support: Int[Tensor, "b 2"],
+    whole_support: float,
+    generator: torch.Generator,
 ) -> Batch:
-    """Hold one frame of each source out as its target, and draw a valid period around it [paper eq. 3]."""
-    inputs, targets, valid = {}, {}, {}
+    """Hold one frame of each input source out as its target, and draw a valid period around it [paper eq. 3].
+
+    `alone` holds the one frame of each source that is a target and no input.
+    """
+    inputs, targets = {}, {}
     for name, source in frames.items():
         inputs[name], targets[name] = hold_out(source, generator)
-        valid[name] = draw_valid(support, targets[name].time[:, 0], whole_support, generator)
+    targets |= alone
+    valid = {
+        name: draw_valid(support, target.time[:, 0], whole_support, generator) for name, target in targets.items()
+    }
+    if "sentinel-1" in inputs:
+        inputs["sentinel-1"] = with_gap(inputs["sentinel-1"], generator)
     return Batch(inputs, targets, valid, support)
+
+
+def with_gap(frames: Frames, generator: torch.Generator) -> Frames:
+    """One line per sample blanked in all its frames, for the reconstruction to fill [paper S2]: the pixels whose centre
+    it covers. Anywhere, at any angle, 0.5 to 2 px wide.
+    """
+    b, h, w = len(frames.time), *frames.pixels.shape[-2:]
+    draw = torch.rand((4, b, 1, 1), generator=generator)
+    angle, width = math.pi * draw[0], 0.5 + 1.5 * draw[1]
+    down, right = torch.arange(h)[:, None] + 0.5 - h * draw[2], torch.arange(w) + 0.5 - w * draw[3]
+    gap = (down * angle.cos() - right * angle.sin()).abs() < width / 2
+    return replace(
+        frames, present=frames.present & ~gap[:, None], weight=frames.weight.masked_fill(gap[:, None], 0.0)
+    )
 
 
 def hold_out(frames: Frames, generator: torch.Generator) -> tuple[Frames, Frames]:
@@ -120,8 +166,8 @@ def draw_valid(
     return torch.stack([torch.where(all_of_it, first, start), torch.where(all_of_it, last, end)], dim=1)
 
 
-def perturb(batch: Batch, generator: torch.Generator) -> tuple[dict[str, Frames], Int[Tensor, "b 2"]]:
-    """A student's inputs and the valid period at which it is compared with its teacher; drawn per sample [paper S2].
+def perturb(batch: Batch, generator: torch.Generator) -> tuple[dict[str, Bool[Tensor, "b t"]], Int[Tensor, "b 2"]]:
+    """The frames that a student loses, and the valid period at which it meets its teacher; drawn per sample [paper S2].
 
     All of Landsat and all of Sentinel-1 go with probability 0.3 each. Then one of: 30% of Landsat, 30% of Sentinel-1
     and 50% of Sentinel-2 frames go, and the period is random; the later half of everything goes, and the period is that
@@ -135,18 +181,17 @@ def perturb(batch: Batch, generator: torch.Generator) -> tuple[dict[str, Frames]
     valid = draw_valid(batch.support, anywhere, 0.0, generator)
     valid = torch.where((kind == 1)[:, None], torch.stack([middle, last], 1), valid)
     valid = torch.where((kind == 2)[:, None], torch.stack([first, middle], 1), valid)
-    student = {}
+    drops = {}
     for name, frames in batch.inputs.items():
         share = 0.5 if name == "sentinel-2" else 0.3
         scattered = torch.rand(frames.time.shape, generator=generator) < share
         if name == "sentinel-2":
             scattered &= ~_spared(frames, scattered, generator)
         later = frames.time >= middle[:, None]
-        dropped = torch.where((kind == 0)[:, None], scattered, torch.where((kind == 1)[:, None], later, ~later))
+        drops[name] = torch.where((kind == 0)[:, None], scattered, torch.where((kind == 1)[:, None], later, ~later))
         if name in ("landsat", "sentinel-1"):
-            dropped |= (torch.rand(count, generator=generator) < 0.3)[:, None]
-        student[name] = frames.without(dropped)
-    return student, valid
+            drops[name] |= (torch.rand(count, generator=generator) < 0.3)[:, None]
+    return drops, valid
 
 
 def _spared(frames: Frames, dropped: Bool[Tensor, "b t"], generator: torch.Generator) -> Bool[Tensor, "b t"]:

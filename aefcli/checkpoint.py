@@ -108,14 +108,14 @@ def save_state(run: Run, model: Model, optimiser: torch.optim.Optimizer, recipe:
 
 
 def _statistics(recipe: Recipe) -> dict[str, object]:
-    return {name: bands for name, bands in statistics().items() if name in recipe.data.sources}
+    return {name: bands for name, bands in statistics().items() if name in (*recipe.data.sources, *recipe.data.targets)}
 
 
 def build(recipe: Recipe) -> Model:
     """The recipe's network with fresh weights, drawn from its seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
-        model = Model(recipe.model, recipe.data.sources)
+        model = Model(recipe.model, recipe.data.sources, recipe.data.targets)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
 

@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,8 +25,12 @@ from aefcli.extent import BBox, Period
 
 if TYPE_CHECKING:
     import torch
+    from rich.table import Table
 
+    from aefcli.cube import Cube
     from aefcli.judge import Judgement
+    from aefcli.recipe import Recipe
+    from aefcli.text import Texts
 
 app = typer.Typer(
     rich_markup_mode=None,
@@ -110,6 +114,29 @@ def fetch(
     return Result("fetch", [done.path], figures, [str(done.path)])
 
 
+@app.command(epilog="Example: aef text captions.csv --model models/all-MiniLM-L6-v2")
+def text(
+    table: Annotated[Path, typer.Argument(metavar="TABLE", help="CSV, Parquet, GeoJSON or GeoPackage of texts.")],
+    model: Annotated[str, typer.Option("--model", help="Folder of a sentence-transformers model, or its name.")],
+    out: Annotated[Path, typer.Option("--out", help="The table of vectors.")] = Path("text.parquet"),
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> Result:
+    """Have a language model read texts at points; writes their vectors for aef train --text."""
+    _exist([table], "give a .csv, .parquet, .geojson or .gpkg file")
+    from aefcli.text import encode
+
+    with _progress("reading texts") as progress:
+        done = encode(table, model, out, device=str(_device(device)), overwrite=overwrite, progress=progress)
+    for note in done.notes:
+        _note(note)
+    _note(f"{done.texts} vectors of {done.width}" if done.written else "already complete")
+    figures = {"texts": done.texts, "width": done.width, "model": done.model, "notes": list(done.notes)}
+    return Result("text", [done.path], figures, [str(done.path)])
+
+
 @app.command(epilog="Example: aef train cube.zarr --recipe nano --steps 100")
 def train(
     cubes: Annotated[
@@ -119,6 +146,7 @@ def train(
     steps: Annotated[int | None, typer.Option("--steps", help="Steps instead of the recipe's.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The run; by default the next runs/<recipe>-NNN.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed instead of the recipe's.", min=0)] = None,
+    text: Annotated[Path | None, typer.Option("--text", help="Text vectors that aef text made.")] = None,
     device: Device = "auto",
     json_: Json = False,
     quiet: Quiet = False,
@@ -136,10 +164,11 @@ def train(
 
     opened, where = [open_cube(path) for path in paths], _device(device)
     check(opened, plan)
+    told = _told(text, plan, opened) if text else None
     run = checkpoint.new_run(out, plan)
     began, last = time.monotonic(), None
     with _progress("training") as progress:
-        for last in run_steps(run, plan, opened, where):
+        for last in run_steps(run, plan, opened, where, told):
             progress(last.step, plan.train.steps)
             if last.step % 20 == 0 or last.step == plan.train.steps:
                 parts = " ".join(f"{name} {value:.3f}" for name, value in last.parts.items())
@@ -225,6 +254,26 @@ def eval_(
     return Result("eval", paths, figures, _table(done))
 
 
+@app.command(epilog="Example: aef info base --frames 16")
+def info(
+    plan: Annotated[str, typer.Argument(metavar="RUN|RECIPE", help="A run's folder, a recipe's name or a TOML file.")],
+    frames: Annotated[
+        int | None, typer.Option("--frames", help="Frames of all sources; by default the recipe's.", min=1)
+    ] = None,
+    json_: Json = False,
+) -> Result:
+    """Count a model's parameters, and the FLOPs of one patch of 128x128 px and one valid period, by part."""
+    from aefcli import cost
+
+    recipe = _recipe(plan)
+    most = dict(zip(recipe.data.sources, recipe.data.frames, strict=True))
+    work = cost.split(frames or sum(most.values()), most)
+    counts = cost.parameters(recipe.model, recipe.data.sources, recipe.data.targets)
+    flops = cost.flops(recipe.model, work, targets=recipe.data.targets)
+    figures = {"name": recipe.name, "recipe": recipe.hash, "frames": work, "parameters": counts, "flops": flops}
+    return Result("info", [], figures, _costs(recipe.name, work, counts, flops))
+
+
 # --- reading options ------------------------------------------------------------------------------------------------
 
 
@@ -249,6 +298,29 @@ def _shots(text: str) -> list[int | str]:
             raise BadInput(f"--shots {text!r} holds {part!r}", "use numbers from 1 and max, as in 1,10,max")
         counts.append(part if part == "max" else int(part))
     return counts
+
+
+def _recipe(name: str) -> Recipe:
+    """The recipe of that name, in that TOML file, or in that run's folder."""
+    from aefcli import recipe as recipes
+
+    known, run = recipes.names(), Path(name)
+    if name in known or name.endswith(".toml"):
+        return recipes.load(name)
+    if not run.is_dir():
+        raise unknown("run or recipe", name, known, "or a run's folder, or the path of a .toml file")
+    if not (run / "recipe.toml").is_file():
+        raise BadInput(f"{run} is no run: it has no recipe.toml", "aef train makes one")
+    return recipes.load(str(run / "recipe.toml"))
+
+
+def _told(path: Path, recipe: Recipe, cubes: Sequence[Cube]) -> Texts:
+    """The text vectors, checked against the recipe and the cubes."""
+    from aefcli.text import check, read
+
+    count = check(texts := read(path), recipe, cubes)
+    _note(f"{count} of {len(texts)} texts lie on the cubes")
+    return texts
 
 
 def _exist(paths: Sequence[Path], hint: str) -> None:
@@ -313,9 +385,6 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
 
 def _table(done: Judgement) -> list[str]:
     """The scores as lines: a row per field and probe, a column per number of shots, mean and std."""
-    import io
-
-    from rich.console import Console
     from rich.table import Table
 
     main = {"balanced_accuracy": "balanced accuracy", "r2": "R2"}
@@ -330,6 +399,31 @@ def _table(done: Judgement) -> list[str]:
             score.shots: f"{score.mean:.3f} ± {score.std:.3f}" for score in scores if (score.field, score.probe) == row
         }
         table.add_row(*row, *(cells.get(count, "") for count in counts))
+    return _lines(table)
+
+
+def _costs(name: str, frames: Mapping[str, int], counts: Mapping[str, int], flops: Mapping[str, int]) -> list[str]:
+    """A row per part and one for all of them; what the decoders work is beside the total, not in it."""
+    from rich.table import Table
+
+    shown = ", ".join(f"{source} {count}" for source, count in frames.items())
+    table = Table()
+    for column in ("part", "parameters", "share", "GFLOP", "share"):
+        table.add_column(column, justify="left" if column == "part" else "right")
+    for part in (*(part for part in counts if part != "total"), "total"):
+        work = "training alone" if part == "decoders" else f"{flops[part] / flops['total']:.1%}"
+        share = f"{counts[part] / counts['total']:.1%}"
+        table.add_row(
+            part, f"{counts[part]:,}", share, f"{flops[part] / 1e9:,.1f}", work, end_section=part == "decoders"
+        )
+    return [f"{name}: 128x128 px, one valid period, {sum(frames.values())} frames ({shown})", *_lines(table)]
+
+
+def _lines(table: Table) -> list[str]:
+    import io
+
+    from rich.console import Console
+
     text = io.StringIO()
     Console(file=text, width=100).print(table)
     return [line.rstrip() for line in text.getvalue().rstrip().splitlines()]

@@ -22,7 +22,7 @@ from aefcli.cube import Cube, grid_attrs
 from aefcli.errors import BadInput, NoResources
 from aefcli.extent import Period, Tile, tiles
 from aefcli.model import Model
-from aefcli.recipe import Embed, Recipe
+from aefcli.recipe import Dtype, Embed, Recipe
 from aefcli.sample import in_period, window
 
 _YEAR = 366 * DAY
@@ -164,7 +164,7 @@ def embed_tile(
         for part, place, own in patches(frames, tile, sizes):
             if wanted is not None and not wanted[place].any():
                 continue
-            vectors = encode_patch(model, part, valid, device)
+            vectors = encode_patch(model, part, valid, device, sizes.dtype)
             out[(np.array(chosen)[:, None], slice(None), *place)] = vectors[:, None][(..., *own)]
         clear = np.logical_or.reduce([_count(source, sizes.halo, tile, None) > 0 for source in frames.values()])
         out[np.array(chosen)] = np.where(clear, out[np.array(chosen)], np.nan)
@@ -209,12 +209,13 @@ def patches(
 
 @torch.inference_mode()
 def encode_patch(
-    model: Model, frames: Mapping[str, Frames], periods: Sequence[Period], device: torch.device
+    model: Model, frames: Mapping[str, Frames], periods: Sequence[Period], device: torch.device, dtype: Dtype
 ) -> np.ndarray:
     """Mean directions (p, 64, h, w) of one patch for some valid periods, from one encoder pass."""
-    encoded = model.encode({name: source.to(device) for name, source in frames.items()})
-    valid = torch.tensor([[period.start, period.end] for period in periods], device=device)[None]
-    parts = [model.summarise(encoded, part)[0] for part in valid.split(_AT_ONCE, dim=1)]
+    with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+        encoded = model.encode({name: source.to(device) for name, source in frames.items()})
+        valid = torch.tensor([[period.start, period.end] for period in periods], device=device)[None]
+        parts = [model.summarise(encoded, part)[0] for part in valid.split(_AT_ONCE, dim=1)]
     return torch.cat(parts).cpu().numpy()
 
 

@@ -1,29 +1,153 @@
 """The terms of the objective [paper eq. 3], on tensors and plain numbers alone.
 
-Owns reconstruction, batch uniformity and teacher-student consistency, each a mean over what is valid, and their sum.
+Owns which pixels of a target are decoded, the errors of reconstruction (L1, the smallest L1 over shifts, cross-entropy,
+each at the spacing that its source asks for), batch uniformity, teacher-student consistency, the text term, and their
+sum. Each is a mean over what is valid.
+
+Decoders need not answer everywhere. A target is cut into cells: single pixels, or, where a source is re-gridded, the
+squares that both sides are averaged over. Cells are drawn with replacement in proportion to their clear area, so the
+mean error of those drawn is an unbiased estimate of that of all. (The minimum over shifts of an estimate is not: of
+few pixels it comes out a little low.) Source: method.md section 8.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from aefcli.recipe import Loss
 
+_TINY = 1e-30  # below every weight, and yet its logarithm is finite
 
-def reconstruction(
-    predicted: Float[Tensor, "b c h w"],
-    target: Float[Tensor, "b c h w"],
-    bands: Bool[Tensor, "b c"],
-    weight: Float[Tensor, "b h w"],
+
+# --- what is decoded ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cells:
+    """m cells of k pixels in each sample; a pixel is a cell of one."""
+
+    index: Int[Tensor, "b m k"]  # row * w + column
+    part: Float[Tensor, "b m k"]  # share of a pixel in its cell's average: overlap times weight; sums to 1
+    weight: Float[Tensor, "b m"]  # share of a cell in its sample's mean; sums to 1
+    clear: Float[Tensor, " b"]  # clear area of the whole sample in pixels: its share in the batch's mean
+
+    def mean(self, error: Float[Tensor, "b m c"], bands: Bool[Tensor, "b c"]) -> Float[Tensor, ""]:
+        """Of an error per cell and band, over the bands that each scene has and the clear area of all samples."""
+        share = self.clear[:, None] * bands
+        each = (self.weight[..., None] * error).sum(1)
+        return (share * each).sum() / share.sum().clamp(min=_TINY)
+
+
+def at(image: Shaped[Tensor, "b c h w"], index: Int[Tensor, "b m k"]) -> Shaped[Tensor, "b m k c"]:
+    """An image's values at some pixels."""
+    rows = torch.arange(len(index), device=index.device)[:, None, None]
+    return image.flatten(2).transpose(1, 2)[rows, index]
+
+
+def cells(
+    weight: Float[Tensor, "b h w"], generator: torch.Generator, *, side: float = 1.0, pixels: int | None = None
+) -> Cells:
+    """The cells of a target, `side` pixels wide, on a grid at a random place per sample; at least the patch at most.
+
+    With `pixels`, as many cells as hold about that number, drawn in proportion to their clear area; a single cell is
+    never cut. Without, all of them.
+    """
+    b, h, w = weight.shape
+    rows, tall = _spans(h, side, b, generator)
+    columns, wide = _spans(w, side, b, generator)
+    index = (rows[:, :, None, :, None] * w + columns[:, None, :, None, :]).flatten(1, 2).flatten(2)
+    overlap = (tall[:, :, None, :, None] * wide[:, None, :, None, :]).flatten(1, 2).flatten(2)
+    part = overlap * at(weight[:, None], index)[..., 0]
+    area = part.sum(-1)
+    clear = area.sum(-1)
+    drawn = None if pixels is None else max(1, round(pixels / index.shape[-1]))
+    if drawn is None or drawn >= area.shape[1]:
+        share = area / clear.clamp(min=_TINY)[:, None]
+    else:
+        chances = torch.where(clear[:, None] > 0, area, 1.0)  # a sample with nothing clear has no share in the mean
+        chosen = torch.multinomial(chances, drawn, replacement=True, generator=generator)
+        index, part = (values.gather(1, chosen[..., None].expand(-1, -1, index.shape[-1])) for values in (index, part))
+        area, share = area.gather(1, chosen), torch.full_like(chosen, 1, dtype=part.dtype) / drawn
+    return Cells(index, part / area.clamp(min=_TINY)[..., None], share, clear)
+
+
+def _spans(
+    length: int, side: float, count: int, generator: torch.Generator
+) -> tuple[Int[Tensor, "b n k"], Float[Tensor, "b n k"]]:
+    """Cells along one axis: the pixels of each and how much of a pixel lies in it; the first begins at or before 0."""
+    device = generator.device
+    if side >= length:  # coarser than the patch: its one value is averaged over all of it
+        return torch.arange(length, device=device).expand(count, 1, -1), torch.ones(count, 1, length, device=device)
+    reach = math.ceil(side)
+    offset = torch.randint(reach, (count, 1), generator=generator, device=device)
+    low = torch.arange(math.ceil((length + reach - 1) / side), device=device) * side - offset
+    within = torch.arange(reach + (reach != side), device=device)
+    pixel = low.floor().long()[..., None] + within
+    overlap = torch.minimum(pixel + 1, low[..., None] + side) - torch.maximum(pixel, low[..., None])
+    inside = (pixel >= 0) & (pixel < length)
+    return pixel.clamp(0, length - 1), torch.where(inside, overlap.clamp(min=0), 0.0).float()
+
+
+# --- reconstruction -------------------------------------------------------------------------------------------------
+
+
+def l1(
+    predicted: Float[Tensor, "b m k c"], target: Float[Tensor, "b c h w"], bands: Bool[Tensor, "b c"], cells: Cells
 ) -> Float[Tensor, ""]:
-    """L1 over the bands that the scene has and the pixels that weigh; 0 where nothing does. Unit: sigmas of a band."""
-    weights = (weight[:, None] * bands[:, :, None, None]).expand_as(target)
-    error = torch.where(weights > 0, (predicted - target).abs(), 0.0)
-    return (error * weights).sum() / weights.sum().clamp(min=1.0)
+    """L1 between the cells' averages, in sigmas of a band; 0 where nothing weighs."""
+    part = cells.part[..., None]
+    theirs = torch.where(part > 0, at(target, cells.index), 0.0)
+    return cells.mean((part * (predicted - theirs)).sum(2).abs(), bands)
+
+
+def shifted_l1(
+    predicted: Float[Tensor, "b m k c"],
+    target: Float[Tensor, "b c h w"],
+    weight: Float[Tensor, "b h w"],
+    bands: Bool[Tensor, "b c"],
+    cells: Cells,
+    reach: int,
+) -> Float[Tensor, ""]:
+    """Per frame the smallest L1 over all integer shifts of the target by up to `reach` pixels along each axis.
+
+    A shift counts if at least half as much clear ground overlaps as for the best: the error of a sliver is no error.
+    Cells are pixels.
+    """
+    (h, w), index = weight.shape[1:], cells.index[..., 0]
+    steps = torch.arange(-reach, reach + 1, device=index.device)
+    down, right = (way.flatten() for way in torch.meshgrid(steps, steps, indexing="ij"))
+    row, column = (index // w)[..., None] + down, (index % w)[..., None] + right  # b m s
+    inside = (row >= 0) & (row < h) & (column >= 0) & (column < w)
+    moved = row.clamp(0, h - 1) * w + column.clamp(0, w - 1)
+    clear = at(weight[:, None], moved)[..., 0] * inside * cells.weight[..., None]
+    error = torch.where(clear[..., None] > 0, (predicted - at(target, moved)).abs(), 0.0)
+    error = (error * bands[:, None, None]).sum(-1) / bands.sum(-1).clamp(min=1)[:, None, None]
+    overlap = clear.sum(1)
+    each = (clear * error).sum(1) / overlap.clamp(min=_TINY)  # b s
+    best = each.masked_fill(overlap * 2 < overlap.amax(1, keepdim=True), torch.inf).amin(1)
+    share = cells.clear * bands.sum(-1)
+    return (share * best).sum() / share.sum().clamp(min=_TINY)
+
+
+def cross_entropy(
+    logits: Float[Tensor, "b m k c"], classes: Int[Tensor, "b h w"], cells: Cells
+) -> Float[Tensor, ""]:
+    """Cross-entropy between the shares of the classes in a cell: of the map, and by the mean of the probabilities."""
+    part = cells.part[..., None]
+    theirs = (part * F.one_hot(at(classes[:, None], cells.index)[..., 0], logits.shape[-1])).sum(2)
+    ours = (F.log_softmax(logits, -1) + part.clamp(min=_TINY).log()).logsumexp(2)
+    error = -(theirs * ours).sum(-1, keepdim=True)
+    return cells.mean(error, torch.ones_like(error[:, 0], dtype=torch.bool))
+
+
+# --- the other terms ------------------------------------------------------------------------------------------------
 
 
 def uniformity(u: Float[Tensor, "b d h w"], seen: Bool[Tensor, "b h w"]) -> Float[Tensor, ""]:
@@ -45,10 +169,30 @@ def consistency(
     return torch.where(seen, distance, 0.0).sum() / seen.sum().clamp(min=1)
 
 
+def contrastive(
+    text: Float[Tensor, "b d"], place: Float[Tensor, "b d"], there: Bool[Tensor, " b"], scale: Float[Tensor, ""]
+) -> Float[Tensor, ""]:
+    """CLIP's symmetric cross-entropy between texts and the embeddings at their pixels; rows without text take no part.
+
+    `scale` is the inverse temperature: with logits in [-1, 1] the term would hardly train.
+    """
+    logits = scale * text @ place.T
+    pairs = torch.arange(len(there), device=there.device)
+    each = sum(
+        F.cross_entropy(way.masked_fill(~there, -1 / _TINY), pairs, reduction="none") for way in (logits, logits.T)
+    )
+    return torch.where(there, each / 2, 0.0).sum() / there.sum().clamp(min=1)
+
+
 def total(
-    errors: Mapping[str, Tensor], weights: Mapping[str, float], uniform: Tensor, consistent: Tensor, loss: Loss
+    errors: Mapping[str, Tensor], weights: Mapping[str, float], others: Mapping[str, Tensor], loss: Loss
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted sum, and its parts by name, unweighted: one per source, `uniformity`, `consistency`."""
-    mean = torch.stack([weights[name] * error for name, error in errors.items()]).mean() if errors else uniform * 0
-    whole = loss.reconstruction * mean + loss.uniformity * uniform + loss.consistency * consistent
-    return whole, {**errors, "uniformity": uniform, "consistency": consistent}
+    """The weighted sum, and its parts by name, unweighted: an error per source, then the other terms.
+
+    `others` holds `uniformity`, `consistency` and, with text, `text`. The mean over sources is over those in `errors`.
+    """
+    whole = torch.stack([getattr(loss, name) * term for name, term in others.items()]).sum()
+    if errors:
+        mean = torch.stack([weights[name] * error for name, error in errors.items()]).mean()
+        whole = whole + loss.reconstruction * mean
+    return whole, {**errors, **others}

@@ -1,7 +1,7 @@
 """The network: frames of all sources on one time axis, in; unit vectors per pixel and valid period, out.
 
 One file that reads like the paper (method.md sections 2-7). Owns timecodes, source encoders, the space-time-precision
-(STP) encoder, the summariser, the von Mises-Fisher bottleneck and the decoders. Knows nothing of files, losses,
+(STP) encoder, the summariser, the von Mises-Fisher bottleneck, the decoders and the text head. Knows nothing of files, losses,
 teachers or students, and never sees coordinates.
 
 Frames travel packed: all frames of the batch that have anything present in one axis n, each with its site (its row of
@@ -22,16 +22,17 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from aefcli.batch import DAY, Frames
 from aefcli.recipe import Model as Sizes
-from aefcli.sources import SOURCES
+from aefcli.sources import SOURCES, Source
 
-META = 1  # numbers of acquisition geometry per frame (sample.py writes them)
 _YEAR_DAYS = 365.2425
 _EPOCH = 1_577_836_800_000  # 2020-01-01 in ms since 1970; int64 differences to it stay small
 _PERIODS = tuple(_YEAR_DAYS * 2.0**k for k in range(4, -8, -1))  # days: 16 years ... 2.9 days, the year among them
 _TIMECODE = 2 * len(_PERIODS)
+_PERIOD = 2 * _TIMECODE + 1  # numbers that describe a valid period
 _ABSENT = -1e30  # a logit that leaves nothing after softmax, and yet is finite where all frames have it
 _LEAN = 3.0  # logits by which a head of the summariser begins to favour one source
 _POSITIONS = 8  # half-waves across a valid period that decoders can tell apart
@@ -53,6 +54,12 @@ def timecode(time: Int[Tensor, "*s"]) -> Float[Tensor, "*s f"]:
 def relative(time: Int[Tensor, "*#s"], start: Int[Tensor, "*#s"], end: Int[Tensor, "*#s"]) -> Float[Tensor, "*#s"]:
     """Where an instant lies in a period: 0 at its start, 1 at its end, beyond outside of it."""
     return ((time - start).double() / (end - start).double()).float()
+
+
+def describe(valid: Int[Tensor, "*s 2"]) -> Float[Tensor, "*s f"]:
+    """A valid period: the timecodes of both ends, and the logarithm of its duration in years."""
+    years = (valid[..., 1] - valid[..., 0]).double() / (DAY * _YEAR_DAYS)
+    return torch.cat([timecode(valid).flatten(-2), years.log().float()[..., None]], dim=-1)
 
 
 def position(place: Float[Tensor, "*s"]) -> Float[Tensor, "*s f"]:
@@ -86,6 +93,11 @@ class Layout:
     @property
     def filled(self) -> Bool[Tensor, "b t"]:
         return self.spread(torch.ones_like(self.site, dtype=torch.bool))
+
+    @property
+    def even(self) -> bool:
+        """Whether every row has as many frames as any other, so that no slot is empty."""
+        return len(self.site) == self.shape[0] * self.shape[1]
 
 
 @dataclass(frozen=True)
@@ -192,10 +204,11 @@ class Time(nn.Module):
     def forward(self, x: Float[Tensor, "n d h w"], layout: Layout) -> Float[Tensor, "n d h w"]:
         height, width = x.shape[-2:]
         cells = x.flatten(2).transpose(1, 2)
-        asked = self.norms[0](cells) + self.when(timecode(layout.time))[:, None]
-        series = layout.spread(asked).transpose(1, 2)  # b cells t d
-        mask = layout.filled[:, None].expand(-1, series.shape[1], -1)
-        mixed = self.attention(series.flatten(0, 1), mask=mask.flatten(0, 1)).unflatten(0, series.shape[:2])
+        code = timecode(layout.time).to(self.when.weight.dtype)
+        series = layout.spread(self.norms[0](cells) + self.when(code)[:, None]).transpose(1, 2)  # b cells t d
+        # Attention without a mask is the quicker kernel.
+        mask = None if layout.even else layout.filled[:, None].expand(-1, series.shape[1], -1).flatten(0, 1)
+        mixed = self.attention(series.flatten(0, 1), mask=mask).unflatten(0, series.shape[:2])
         cells = cells + layout.gather(mixed.transpose(1, 2))
         cells = cells + self.mlp(self.norms[1](cells))
         return cells.transpose(1, 2).unflatten(2, (height, width))
@@ -300,6 +313,11 @@ class SourceEncoder(nn.Module):
         return self.project(torch.cat([values, there.to(values.dtype)], 1)) + self.source[:, None, None]
 
 
+def unit(x: Tensor, dim: int) -> Tensor:
+    """To unit length, in float32 at least: bfloat16 cannot hold it."""
+    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=dim, eps=1e-6)
+
+
 # --- summariser (section 5) -----------------------------------------------------------------------------------------
 
 
@@ -320,7 +338,7 @@ class Summariser(nn.Module):
         heads, width = sizes.pool_heads, sizes.pool_width
         hidden = 2 * sizes.embedding
         self.heads = heads
-        self.query = Perceptron(2 * _TIMECODE + 1, 2 * sizes.precision, heads * width)
+        self.query = Perceptron(_PERIOD, 2 * sizes.precision, heads * width)
         self.key = nn.Parameter(torch.randn(heads, sizes.precision, width) / math.sqrt(sizes.precision * width))
         self.key_time = nn.Linear(_TIMECODE, heads * width)
         self.value = nn.Parameter(torch.randn(heads, sizes.precision, width) / math.sqrt(sizes.precision))
@@ -337,7 +355,7 @@ class Summariser(nn.Module):
         hidden = F.gelu(self.hidden(self.pool(encoded, valid).flatten(0, 1)))
         shared = F.interpolate(self.shared(hidden), scale_factor=2, mode="bilinear", align_corners=False)
         vectors = shared + F.pixel_shuffle(self.difference(hidden), 2)
-        return F.normalize(vectors.float(), dim=1, eps=1e-6).unflatten(0, valid.shape[:2])
+        return unit(vectors, dim=1).unflatten(0, valid.shape[:2])
 
     def pool(self, encoded: Encoded, valid: Int[Tensor, "b p 2"]) -> Float[Tensor, "b p e h2 w2"]:
         """Softmax over the frames of each cell, per period and head; zeros in cells that no frame saw.
@@ -349,7 +367,7 @@ class Summariser(nn.Module):
         # One more channel says where a frame is absent; the query's weight for it takes absent frames out.
         flagged = torch.cat([encoded.features, (~encoded.present).to(encoded.features.dtype)[:, None]], dim=1)
         cells = layout.spread(flagged).permute(0, 3, 4, 1, 2).contiguous()  # b h w t c+1
-        query = self.query(self.describe(valid)).unflatten(-1, (self.heads, -1))
+        query = self.query(describe(valid).to(self.key.dtype)).unflatten(-1, (self.heads, -1))
         asked = F.pad(torch.einsum("bpke,kce->bpkc", query, self.key), (0, 1), value=_ABSENT).flatten(1, 2)
         logits = asked[:, None, None] @ cells.transpose(-1, -2) + self.bias(layout, valid, query)[:, None, None]
         pooled = logits.softmax(-1) @ cells[..., :width]  # b h w pk c
@@ -361,15 +379,10 @@ class Summariser(nn.Module):
         self, layout: Layout, valid: Int[Tensor, "b p 2"], query: Float[Tensor, "b p k e"]
     ) -> Float[Tensor, "b pk t"]:
         """What a frame's instant and source add to its logits, whatever it shows; slots without a frame are out."""
-        keys = self.key_time(timecode(layout.time)).unflatten(-1, (self.heads, -1))
+        keys = self.key_time(timecode(layout.time).to(self.key.dtype)).unflatten(-1, (self.heads, -1))
         timely = torch.einsum("nke,npke->npk", keys, query[layout.site]) / math.sqrt(keys.shape[-1])
         bias = layout.spread(timely + self.nearness(layout, valid))
         return bias.masked_fill(~layout.filled[..., None, None], _ABSENT).flatten(2).transpose(1, 2)
-
-    def describe(self, valid: Int[Tensor, "b p 2"]) -> Float[Tensor, "b p f"]:
-        """The timecodes of both ends, and the logarithm of the duration in years."""
-        years = (valid[..., 1] - valid[..., 0]).double() / (DAY * _YEAR_DAYS)
-        return torch.cat([timecode(valid).flatten(2), years.log().float()[..., None]], dim=2)
 
     def nearness(self, layout: Layout, valid: Int[Tensor, "b p 2"]) -> Float[Tensor, "n p k"]:
         """How much each head favours a frame for where it lies in the valid period, and for its source.
@@ -378,7 +391,7 @@ class Summariser(nn.Module):
         cloud or not, where the frames around the gap should be weighed by what they show.
         """
         start, end = valid[layout.site].unbind(-1)
-        place = relative(layout.time[:, None], start, end)
+        place = relative(layout.time[:, None], start, end).to(self.centre.dtype)
         away = (place[..., None] - self.centre) / self.log_width.exp()
         return self.lean[layout.source][:, None] - 2 * torch.log1p(away.square() / 4)
 
@@ -386,56 +399,114 @@ class Summariser(nn.Module):
 # --- bottleneck (section 6) -----------------------------------------------------------------------------------------
 
 
-def sample_vmf(mean: Float[Tensor, "b d h w"], kappa: float, generator: torch.Generator) -> Float[Tensor, "b d h w"]:
-    """Vectors around `mean` on the sphere, reparameterised: a Gaussian of std 1/sqrt(kappa) in the tangent, normalised.
+def sample_vmf(mean: Float[Tensor, "*s d"], kappa: float, generator: torch.Generator) -> Float[Tensor, "*s d"]:
+    """Vectors from the von Mises-Fisher distribution around each unit vector `mean`, differentiable in it.
 
-    At d = 64 and kappa = 8000 its mean cosine equals that of the von Mises-Fisher distribution to 2e-5 (section 6).
+    Exact at any kappa. A cosine to the mean is drawn, and noise whose part across the mean is the direction: neither
+    hangs on the mean. (A Gaussian in the tangent is cheaper, and at kappa = 8000 its mean cosine is 2e-5 too high.)
     """
-    noise = torch.randn(mean.shape, generator=generator, device=mean.device) / math.sqrt(kappa)
-    tangent = noise - (noise * mean).sum(1, keepdim=True) * mean
-    return F.normalize(mean + tangent, dim=1)
+    cosine = sample_cosine(mean.shape[:-1].numel(), mean.shape[-1], kappa, generator)
+    cosine = cosine.view(*mean.shape[:-1], 1)
+    noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+    across = F.normalize(noise - (noise * mean).sum(-1, keepdim=True) * mean, dim=-1)
+    return cosine.to(mean.dtype) * mean + (1 - cosine.square()).sqrt().to(mean.dtype) * across
+
+
+def sample_cosine(count: int, d: int, kappa: float, generator: torch.Generator) -> Float[Tensor, " count"]:
+    """Cosines between a von Mises-Fisher sample and its mean direction, float64: rejection after Ulrich and Wood.
+
+    The proposal needs a symmetric beta variable of (d - 1) / 2, which is what one coordinate of a uniform unit vector
+    in d dimensions follows once it is brought from [-1, 1] to [0, 1].
+    """
+    b = (d - 1) / (2 * kappa + math.sqrt(4 * kappa**2 + (d - 1) ** 2))
+    top = (1 - b) / (1 + b)
+    log_top = kappa * top + (d - 1) * math.log1p(-(top**2))
+    out = torch.empty(count, dtype=torch.float64, device=generator.device)
+    todo = torch.arange(count, device=generator.device)
+    while len(todo):
+        ball = torch.randn(len(todo), d, generator=generator, device=generator.device, dtype=torch.float64)
+        beta = (1 + ball[:, 0] / ball.norm(dim=1)) / 2
+        cosine = (1 - (1 + b) * beta) / (1 - (1 - b) * beta)
+        chance = torch.rand(len(todo), generator=generator, device=generator.device, dtype=torch.float64)
+        taken = kappa * cosine + (d - 1) * torch.log1p(-top * cosine) - log_top >= chance.log()
+        out[todo[taken]] = cosine[taken]
+        todo = todo[~taken]
+    return out
 
 
 # --- the whole ------------------------------------------------------------------------------------------------------
 
 
 class Decoder(nn.Module):
-    """[sample, place of the instant in its valid period, acquisition geometry] -> bands, at every pixel (section 7)."""
+    """[sample, place of the instant in its valid period, acquisition geometry] -> bands or class logits (section 7).
 
-    def __init__(self, sizes: Sizes, bands: int) -> None:
+    Pixel by pixel: `s` are those asked for.
+    """
+
+    def __init__(self, sizes: Sizes, source: Source) -> None:
         super().__init__()
-        self.first = nn.Linear(sizes.embedding + 2 * _POSITIONS + META, sizes.decoder)
+        self.first = nn.Linear(sizes.embedding + 2 * _POSITIONS + len(source.meta), sizes.decoder)
         self.second = nn.Linear(sizes.decoder, sizes.decoder)
-        self.out = nn.Linear(sizes.decoder, bands)
+        self.out = nn.Linear(sizes.decoder, source.outputs)
 
     def forward(
-        self, sample: Float[Tensor, "b d h w"], place: Float[Tensor, " b"], meta: Float[Tensor, "b m"]
-    ) -> Float[Tensor, "b c h w"]:
-        about = torch.cat([position(place), meta], dim=1)[:, None, None]
+        self, sample: Float[Tensor, "b s d"], place: Float[Tensor, " b"], meta: Float[Tensor, "b m"]
+    ) -> Float[Tensor, "b s c"]:
+        about = torch.cat([position(place), meta], dim=1).to(sample.dtype)
         # A unit vector's numbers are about 1/8: brought to the scale of the others, or decoders begin by ignoring it.
-        pixels = sample.permute(0, 2, 3, 1) * math.sqrt(sample.shape[1])
-        x = torch.cat([pixels, about.expand(*pixels.shape[:3], -1)], dim=-1)
-        return self.out(F.gelu(self.second(F.gelu(self.first(x))))).permute(0, 3, 1, 2)
+        pixels = sample * math.sqrt(sample.shape[-1])
+        x = torch.cat([pixels, about[:, None].expand(-1, pixels.shape[1], -1)], dim=-1)
+        return self.out(F.gelu(self.second(F.gelu(self.first(x)))))
+
+
+class TextHead(nn.Module):
+    """[vector of a frozen language model, description of its valid period] -> a unit vector beside the embeddings.
+
+    `log_scale` is the logarithm of CLIP's learned inverse temperature, from 1/0.07 and at most 100.
+    """
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.mlp = Perceptron(sizes.text + _PERIOD, sizes.decoder, sizes.embedding)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    def forward(self, vector: Float[Tensor, "b v"], valid: Int[Tensor, "b 2"]) -> Float[Tensor, "b d"]:
+        # A language model's unit vector has numbers of 1/sqrt(v): to the scale of the timecodes, as in the decoders.
+        x = torch.cat([vector * math.sqrt(vector.shape[1]), describe(valid).to(vector.dtype)], dim=1)
+        return unit(self.mlp(x), dim=1)
+
+    @property
+    def scale(self) -> Float[Tensor, ""]:
+        return self.log_scale.clamp(max=math.log(100)).exp()
 
 
 class Model(nn.Module):
-    """The network. `encode` once, `summarise` for any valid period, `decode` in training."""
+    """The network. `encode` once, `summarise` for any valid period, `decode` in training.
 
-    def __init__(self, sizes: Sizes, sources: tuple[str, ...]) -> None:
+    `sources` are read and decoded, `targets` decoded alone. `checkpointing` keeps the states between blocks alone in
+    training and computes the rest again on the way back.
+    """
+
+    def __init__(self, sizes: Sizes, sources: tuple[str, ...], targets: tuple[str, ...] = ()) -> None:
         super().__init__()
         self.sources = sources
-        bands = {name: len(SOURCES[name].bands) for name in sources}
-        self.stem = nn.ModuleDict({name: SourceEncoder(bands[name], sizes.precision) for name in sources})
+        self.checkpointing = False
+        self.stem = nn.ModuleDict({name: SourceEncoder(len(SOURCES[name].bands), sizes.precision) for name in sources})
         self.blocks = nn.ModuleList(Block(sizes, before, after) for before, after in staggered(sizes.blocks))
         self.summariser = Summariser(sizes, len(sources))
-        self.decoders = nn.ModuleDict({name: Decoder(sizes, bands[name]) for name in sources})
+        measured = [name for name in (*sources, *targets) if SOURCES[name].kind != "text"]
+        self.decoders = nn.ModuleDict({name: Decoder(sizes, SOURCES[name]) for name in measured})
+        self.text = TextHead(sizes) if "text" in targets else None
 
     def encode(self, inputs: Mapping[str, Frames]) -> Encoded:
         """All present frames of all sources as one sequence in time, through the STP encoder."""
         features, present, layout, seen = self._pack(inputs)
         states = {"precision": features}
         for block in self.blocks:
-            states = block(states, layout)
+            if self.checkpointing and self.training:
+                states = checkpoint(block, states, layout, use_reentrant=False)
+            else:
+                states = block(states, layout)
         return Encoded(states["precision"], present, layout, seen)
 
     def summarise(self, encoded: Encoded, valid: Int[Tensor, "b p 2"]) -> Float[Tensor, "b p d h w"]:
@@ -445,14 +516,15 @@ class Model(nn.Module):
     def decode(
         self,
         source: str,
-        sample: Float[Tensor, "b d h w"],
+        sample: Float[Tensor, "b s d"],
         time: Int[Tensor, " b"],
         valid: Int[Tensor, "b 2"],
         meta: Float[Tensor, "b m"],
-    ) -> Float[Tensor, "b c h w"]:
-        """What `source` would have measured at an instant of the valid period, normalised as the inputs are."""
-        place = relative(time, valid[:, 0], valid[:, 1])
-        return self.decoders[source](sample, place, meta)
+    ) -> Float[Tensor, "b s c"]:
+        """What `source` would have measured at some pixels at an instant of the valid period, normalised as inputs are;
+        the logits of its classes if it is categorical.
+        """
+        return self.decoders[source](sample, relative(time, valid[:, 0], valid[:, 1]), meta)
 
     def _pack(self, inputs: Mapping[str, Frames]) -> tuple[Tensor, Tensor, Layout, Tensor]:
         """Stem features (n, D_P, L/2, L/2), presence at L/2, where each frame belongs, and the pixels seen."""
@@ -478,8 +550,20 @@ class Model(nn.Module):
         layout = Layout(site, slot, torch.cat(times)[order], torch.cat(kinds)[order], shape)
         return torch.cat(features)[order], torch.cat(present)[order], layout, seen
 
+    def compile_blocks(self) -> None:
+        """Have torch.compile make the blocks' kernels; frames come in any number."""
+        for block in self.blocks:
+            block.compile(dynamic=True)
+
     def parameters_by_part(self) -> dict[str, int]:
-        """Numbers of parameters: encoder and summariser, and the decoders apart."""
-        count = sum(parameter.numel() for parameter in self.parameters())
-        decoders = sum(parameter.numel() for parameter in self.decoders.parameters())
-        return {"model": count - decoders, "decoders": decoders}
+        """Numbers of parameters. Decoders, the text head among them, serve training alone."""
+        operators = [(path, part) for block in self.blocks for path, part in block.operators.items()]
+        parts = {
+            "stem": [self.stem],
+            **{path: [part for own, part in operators if own == path] for path in reversed(_PATHS)},
+            "exchange": [block.exchange for block in self.blocks],
+            "summary": [self.summariser],
+            "decoders": [self.decoders, *([self.text] if self.text else [])],
+        }
+        counts = {name: sum(p.numel() for part in own for p in part.parameters()) for name, own in parts.items()}
+        return {"total": sum(counts.values()), **counts}

@@ -135,6 +135,12 @@ class Recipe(_Table):
     train: Train
     embed: Embed
 
+    @model_validator(mode="after")
+    def _text(self) -> Recipe:
+        if ("text" in self.data.targets) != (self.model.text > 0):
+            raise ValueError(f"model.text = {self.model.text} does not fit data.targets = {list(self.data.targets)}")
+        return self
+
     @property
     def hash(self) -> str:
         """Twelve hex digits of the SHA-256 of the resolved recipe."""

@@ -5,11 +5,14 @@ a physical value and that value becomes a model input, how its quality layer say
 Does not read anything. To add a sensor, add a row.
 
 Numbers: method.md section 8 and sources.md (paper S1, Tables S1 and S2). `mean` and `std` are of the transformed
-physical values; a run names the ones that it was trained with, and is refused under others.
+physical values; a run names the ones that it was trained with, and is refused under others. Those of the target-only
+sources are rounded guesses for the land of the Earth: no global sample was at hand, and tests/test_sources.py holds
+ERA5's temperature, GEDI and NLCD against one real file each.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +21,7 @@ from aefcli.errors import unknown
 if TYPE_CHECKING:
     import numpy as np
 
-Transform = Literal["log", "db", "linear"]
+Transform = Literal["log", "db", "amplitude", "linear"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,10 @@ class Quality:
 
 @dataclass(frozen=True)
 class Source:
-    """A sensor or product. Spacings in metres; collections in order of preference."""
+    """A sensor or product. Spacings in metres; collections in order of preference, none where no catalog has it.
+
+    A text source has no bands: its vectors come from a table of points, and `loss.text` of the recipe is its weight.
+    """
 
     name: str
     gsd: int
@@ -146,7 +152,120 @@ _LANDSAT = Source(
     platforms=("landsat-8", "landsat-9"),
 )
 
-SOURCES: dict[str, Source] = {source.name: source for source in (_SENTINEL_2, _SENTINEL_1, _LANDSAT)}
+_PALSAR_2 = Source(
+    name="palsar-2",
+    gsd=25,
+    # ScanSAR L2.2: terrain-flattened gamma nought in dB, the local incidence angle in radians (stored as 0.01 degrees).
+    bands=(
+        Band("HH", (), 25, "amplitude", -9.0, 4.5),
+        Band("HV", (), 25, "amplitude", -16.0, 5.0),
+        Band("LIN", (), 25, "linear", 0.65, 0.20, scale=1.7453293e-4),
+    ),
+    collections=(),
+    dtype="uint16",
+    nodata=0,
+    role="target",
+    meta=("pass", "look"),  # 1 ascending, -1 descending; 1 right, -1 left
+    regrid=30,
+)
+
+_ERA5_LAND = Source(
+    name="era5-land",
+    gsd=11_000,
+    # Of a month: total precipitation in metres with its driest and wettest day; air temperature and dew point 2 m above
+    # ground in kelvin, and surface pressure in pascal, each the mean, the lowest and the highest of its hours.
+    bands=(
+        Band("total_precipitation_sum", (), 11_000, "linear", 0.065, 0.080),
+        Band("total_precipitation_min", (), 11_000, "linear", 0.0002, 0.0010),
+        Band("total_precipitation_max", (), 11_000, "linear", 0.014, 0.014),
+        Band("temperature_2m", (), 11_000, "linear", 284.0, 14.0),
+        Band("temperature_2m_min", (), 11_000, "linear", 273.0, 17.0),
+        Band("temperature_2m_max", (), 11_000, "linear", 296.0, 13.0),
+        Band("dewpoint_temperature_2m", (), 11_000, "linear", 277.0, 13.0),
+        Band("dewpoint_temperature_2m_min", (), 11_000, "linear", 266.0, 16.0),
+        Band("dewpoint_temperature_2m_max", (), 11_000, "linear", 285.0, 12.0),
+        Band("surface_pressure", (), 11_000, "linear", 94_500.0, 7_500.0),
+        Band("surface_pressure_min", (), 11_000, "linear", 93_400.0, 7_500.0),
+        Band("surface_pressure_max", (), 11_000, "linear", 95_500.0, 7_500.0),
+    ),
+    collections=(),
+    dtype="float32",
+    nodata=math.nan,
+    role="target",
+)
+
+_GEDI = Source(
+    name="gedi",
+    gsd=25,
+    # L2A: metres above ground below which n % of a shot's energy came back. Low ones lie below the ground's middle.
+    bands=tuple(Band(f"RH{n}", (), 25, "linear", 0.14 * n - 4.0, 0.07 * n + 2.0) for n in range(101)),
+    collections=(),
+    dtype="float32",
+    nodata=math.nan,
+    role="target",
+    regrid=20,
+)
+
+_GRACE = Source(
+    name="grace",
+    gsd=55_000,
+    # Mascons, monthly: water on and below the ground as a depth in centimetres, less the mean of 2004 to 2009.
+    bands=(Band("lwe_thickness", (), 55_000, "linear", 0.0, 15.0),),
+    collections=(),
+    dtype="float32",
+    nodata=math.nan,
+    role="target",
+    weight=0.5,
+    regrid=1280,
+)
+
+_GLO_30 = Source(
+    name="glo-30",
+    gsd=30,
+    # Elevation in metres above the geoid, slope in degrees, where it faces as an angle from north; flat is 0 and 0.
+    bands=(
+        Band("elevation", (), 30, "linear", 650.0, 800.0),
+        Band("slope", (), 30, "linear", 6.0, 8.0),
+        Band("aspect_sine", (), 30, "linear", 0.0, 0.7),
+        Band("aspect_cosine", (), 30, "linear", 0.0, 0.7),
+    ),
+    collections=(),
+    dtype="float32",
+    nodata=math.nan,
+    role="target",
+    static=True,
+    regrid=30,
+)
+
+_NLCD = Source(
+    name="nlcd",
+    gsd=30,
+    bands=(Band("land_cover", (), 30, "linear", 0.0, 1.0),),
+    collections=(),
+    dtype="uint8",
+    nodata=0,
+    role="target",
+    kind="categorical",
+    # Water, ice; developed; bare; forest; shrub (51 in Alaska); herbs (72-74 in Alaska); pasture, crops; wetlands.
+    classes=(11, 12, 21, 22, 23, 24, 31, 41, 42, 43, 51, 52, 71, 72, 73, 74, 81, 82, 90, 95),
+    static=True,  # the nearest mapped year
+    weight=0.5,
+    regrid=30,
+)
+
+_TEXT = Source(
+    name="text",
+    gsd=0,
+    bands=(),
+    collections=(),
+    dtype="float32",
+    nodata=math.nan,
+    role="target",
+    kind="text",
+)
+
+_ALL = (_SENTINEL_2, _SENTINEL_1, _LANDSAT, _PALSAR_2, _ERA5_LAND, _GEDI, _GRACE, _GLO_30, _NLCD, _TEXT)
+SOURCES: dict[str, Source] = {source.name: source for source in _ALL}
 INPUTS = tuple(name for name, source in SOURCES.items() if source.role == "input+target")
 
 
@@ -169,7 +288,7 @@ def transform(values: Any, kind: Transform) -> Any:
     """Physical values to the scale that is standardised [paper S1]; numpy in, numpy out, any shape.
 
     log: natural log of (1 + 10,000 x reflectance), negatives as 0. db: 10 log10 of linear power. Zero power is -inf,
-    which every `valid` range excludes.
+    which every `valid` range excludes. amplitude: dB of PALSAR's digital numbers, 10 log10(DN^2) - 83.
     """
     import numpy as np
 
@@ -178,4 +297,6 @@ def transform(values: Any, kind: Transform) -> Any:
     if kind == "db":
         with np.errstate(divide="ignore", invalid="ignore"):
             return 10 * np.log10(values)
+    if kind == "amplitude":
+        return 20 * np.log10(values) - 83
     return values

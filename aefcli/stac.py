@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import socket
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -69,10 +70,16 @@ class Catalog:
         return next((name for name in source.collections if name in self.collections), None)
 
     def offers(self) -> tuple[dict[str, str], dict[str, str]]:
-        """Sources by collection: those that anybody can read, and those that are not, with the reason."""
+        """Sources by collection: those that anybody can read, and those that are not, with the reason.
+
+        Sources that no catalog has are in neither, and share the reason that the second gives for every other name.
+        """
         barred = _NEEDS_CREDENTIALS.get(self.reference, {})
-        free, other = {}, {}
+        free: dict[str, str] = {}
+        other: dict[str, str] = defaultdict(lambda: "no catalog has it, it comes from files")
         for name, source in SOURCES.items():
+            if not source.collections:
+                continue
             collection = self.collection_of(source)
             if collection is None:
                 other[name] = f"the catalog has none of {', '.join(source.collections)}"

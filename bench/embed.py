@@ -72,7 +72,7 @@ def encoder(cube: Cube, run: checkpoint.Run) -> float:
         frames = embed.read_tile(cube, embed.readable(cube, plan), tile, PERIOD, plan.embed)
         for part, _, _ in embed.patches(frames, tile, plan.embed):
             began = time.perf_counter()
-            embed.encode_patch(model, part, [PERIOD], CPU)
+            embed.encode_patch(model, part, [PERIOD], CPU, plan.embed.dtype)
             seconds += time.perf_counter() - began
     return seconds
 

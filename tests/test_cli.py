@@ -156,6 +156,12 @@ BAD = [
     (("eval", "small.zarr", "--probe", "svm"), "knn"),
     (("eval", "small.zarr", "--shots", "1,many"), "many"),
     (("eval", "small.zarr", "--labels", "none.csv"), "none.csv"),
+    (("info", "nanoo"), "nano"),
+    (("info", "runs/none-001"), "run or recipe"),
+    (("info", "none.toml"), "none.toml"),
+    (("info", "bad.toml"), "train.warmup"),
+    (("info", "occupied"), "recipe.toml"),
+    (("info", "nano", "--frames", "0"), "frames"),
     (("fech",), "fetch"),
     (("fetch", "--bbix", "1,2,3,4"), "--bbox"),
     (("fetch", "--stac", "nonsense.json"), "--bbox"),
@@ -199,7 +205,7 @@ def test_training_on_nothing_but_cloud_is_refused(aef: Aef, tmp_path: Path) -> N
     assert "no 32x32 px place with data" in err
 
 
-@pytest.mark.parametrize("command", ["", "simulate", "fetch", "train", "embed", "eval"])
+@pytest.mark.parametrize("command", ["", "simulate", "fetch", "train", "embed", "eval", "info"])
 def test_help_names_an_example_and_loads_nothing_heavy(command: str) -> None:
     probe = (
         "import sys; sys.argv = ['aef', *sys.argv[1:]]\n"
@@ -212,3 +218,37 @@ def test_help_names_an_example_and_loads_nothing_heavy(command: str) -> None:
     ran = subprocess.run([sys.executable, "-c", probe, *words], capture_output=True, text=True, check=True)
     assert ran.stdout.splitlines()[-1] == "[]"
     assert not command or f"Example: aef {command}" in ran.stdout
+
+
+PARTS = ["total", "stem", "space", "time", "precision", "exchange", "summary", "decoders"]
+
+
+@pytest.mark.parametrize("named", ["toyrun", "toyrun/recipe.toml"])
+def test_info_of_a_run_and_of_its_recipe(named: str, aef: Aef, stage: Path) -> None:
+    code, out, err = aef("info", named, "--frames", "9", "--json")
+    assert (code, err) == (0, "")
+    document, model = json.loads(out), checkpoint.load(checkpoint.open_run(stage / "toyrun"))
+    assert (document["command"], document["status"], document["outputs"]) == ("info", "ok", [])
+    assert document["frames"] == {"sentinel-2": 4, "sentinel-1": 3, "landsat": 2}  # of 6, 4 and 4
+    assert list(document["parameters"]) == list(document["flops"]) == PARTS
+    assert document["parameters"] == model.parameters_by_part()
+
+
+def test_info_prints_a_row_per_part(aef: Aef) -> None:
+    code, out, err = aef("info", "nano")
+    assert (code, err) == (0, "")
+    head, *rows = [line.split() for line in out.replace("│", " ").splitlines() if line[0] not in "┏┃┡├└"]
+    assert head[:6] == ["nano:", "128x128", "px,", "one", "valid", "period,"]
+    assert [row[0] for row in rows] == [*PARTS[1:], "total"]
+    assert sum(int(row[1].replace(",", "")) for row in rows[:-1]) == int(rows[-1][1].replace(",", ""))
+
+
+def test_info_needs_no_torch() -> None:
+    probe = (
+        "import sys; sys.argv = ['aef', 'info', 'base']\n"
+        "from aefcli import cli\n"
+        "try: cli.main()\n"
+        "except SystemExit as end: print(end.code, 'torch' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines()[-1] == "0 False"

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scipy.special import ive
-from toys import YEAR, noise_frames, noise_inputs, toy_recipe
+from scipy.stats import ks_2samp, vonmises_fisher
+from torch.utils._python_dispatch import TorchDispatchMode
+from toys import YEAR, noise_frames, noise_inputs, sub_pixel_share, toy_recipe
 
 from aefcli import checkpoint
 from aefcli.batch import DAY, Frames, stack
@@ -148,10 +152,15 @@ def test_a_site_without_frames_is_not_seen_and_stays_finite(model: Model) -> Non
     assert model.summarise(encoded, VALID).isfinite().all()
 
 
+def listed(field: torch.Tensor) -> torch.Tensor:
+    """A map (b, d, h, w) as the list of its pixels (b, h w, d), as decoders take them."""
+    return field.flatten(2).transpose(1, 2)
+
+
 def test_gradients_are_finite_and_reach_every_weight(model: Model) -> None:
     fresh = checkpoint.build(toy_recipe())
     inputs = noise_inputs()
-    out = fresh.summarise(fresh.encode(inputs), VALID)[:, 0]
+    out = listed(fresh.summarise(fresh.encode(inputs), VALID)[:, 0])
     loss = sum(
         fresh.decode(name, out, frames.time[:, 0], VALID[:, 0], frames.meta[:, 0]).square().mean()
         for name, frames in inputs.items()
@@ -162,18 +171,87 @@ def test_gradients_are_finite_and_reach_every_weight(model: Model) -> None:
     assert all(parameter.grad.isfinite().all() for parameter in fresh.parameters())
 
 
+def test_gradients_equal_finite_differences(model: Model) -> None:
+    """gradcheck in float64 through encoder, summariser and a decoder: for the pixels and some weights of every part."""
+    exact = copy.deepcopy(model).double()
+    frames = {
+        name: replace(f, pixels=f.pixels.double())
+        for name, f in noise_inputs(b=1, t=2, side=16).items()
+        if name != "landsat"
+    }
+    rng = torch.Generator().manual_seed(3)
+    weights = [p for name, p in exact.named_parameters() if name.endswith(("norm.weight", "norms.0.bias", "centre"))]
+    weights += [exact.summariser.log_width, exact.stem["sentinel-1"].source]
+    spots = torch.randint(256, (3,), generator=rng)
+    along = torch.randn(3, 4, generator=rng, dtype=torch.float64)
+    touched = torch.randn(5, generator=rng, dtype=torch.float64)
+
+    def answer(step: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+        radar = frames["sentinel-1"]
+        pixels = radar.pixels.index_put((torch.tensor(0),) * 5, step[0], accumulate=True)
+        pixels = pixels.index_put(tuple(torch.tensor(i) for i in (0, 1, 1, 9, 6)), step[1], accumulate=True)
+        encoded = exact.encode({**frames, "sentinel-1": replace(radar, pixels=pixels)})
+        field = listed(exact.summarise(encoded, VALID[:1])[:, 0])[:, spots]
+        decoded = exact.decode("sentinel-1", field, radar.time[:, 0], VALID[:1, 0], radar.meta[:, 0].double())
+        return (decoded[0] * along).sum()
+
+    step = touched[:2].clone().requires_grad_()
+    assert torch.autograd.gradcheck(answer, (step, *weights), eps=1e-6, atol=1e-6, rtol=1e-4)
+
+
+def test_checkpointing_changes_no_gradient() -> None:
+    gradients = []
+    for keep in (False, True):
+        fresh = checkpoint.build(toy_recipe()).train()
+        fresh.checkpointing = keep
+        fresh.summarise(fresh.encode(noise_inputs()), VALID)[:, 0, 0].sum().backward()
+        gradients.append([p.grad for p in fresh.parameters() if p.grad is not None])
+    for plain, again in zip(*gradients, strict=True):
+        torch.testing.assert_close(again, plain)
+
+
+def test_bfloat16_embeddings_have_unit_norm_and_stay_close(model: Model) -> None:
+    inputs = noise_inputs()
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = vectors(model, inputs)
+    exact = vectors(model, inputs)
+    assert rounded.dtype == torch.float32
+    torch.testing.assert_close(rounded.norm(dim=2), torch.ones(2, 1, 32, 32), atol=1e-5, rtol=0)
+    assert not torch.equal(rounded, exact)
+    assert (rounded * exact).sum(2).mean() > 0.995
+
+
+def test_sources_bands_and_numbers_of_frames_mix_in_one_batch(model: Model) -> None:
+    """Each site gets what it gets alone, whatever its neighbours have: other sources, bands, numbers of frames."""
+    sites = [noise_inputs(b=1, t=t) for t in (1, 5, 3)]
+    none = torch.ones(1, 5, dtype=torch.bool)
+    sites[1]["landsat"] = sites[1]["landsat"].without(none)
+    sites[1]["sentinel-2"] = sites[1]["sentinel-2"].without(none)
+    some = sites[2]["sentinel-1"].bands.clone()
+    some[:, :2, 2:] = False
+    sites[2]["sentinel-1"] = replace(sites[2]["sentinel-1"], bands=some)
+    mixed = vectors(model, {name: stack([site[name] for site in sites]) for name in sites[0]}, VALID[:1].expand(3, 1, 2))
+    for row, site in enumerate(sites):
+        alone = vectors(model, {name: f for name, f in site.items() if f.present.any()}, VALID[:1])
+        torch.testing.assert_close(mixed[row], alone[0], atol=1e-5, rtol=0)
+
+
+def test_a_batch_without_any_frame_is_not_seen(model: Model) -> None:
+    gone = torch.ones(2, 4, dtype=torch.bool)
+    encoded = model.encode({name: frames.without(gone) for name, frames in noise_inputs().items()})
+    assert not encoded.seen.any()
+    assert model.summarise(encoded, VALID).isfinite().all()
+
+
 def test_paths_start_staggered_and_end_at_precision() -> None:
     p, pt, pts = ("precision",), ("precision", "time"), ("precision", "time", "space")
     assert staggered(5) == [(p, pt), (pt, pts), (pts, pts), (pts, pts), (pts, p)]
 
 
-def test_sub_pixel_position_explains_little_variance(model: Model) -> None:
-    """The up-sampling must not give the four pixels of a cell four codes (method.md, section 5)."""
+def test_sub_pixel_position_explains_little_variance() -> None:
+    """The up-sampling must not give the four pixels of a cell four codes (method.md, section 5). Trained: test_learning."""
     fresh = checkpoint.build(toy_recipe()).eval()
-    out = vectors(fresh, noise_inputs(b=2, t=4, side=64))[:, 0]
-    cells = out.unflatten(-1, (-1, 2)).unflatten(2, (-1, 2))  # b d y 2 x 2
-    phase = cells.mean(dim=(0, 2, 4))
-    assert phase.var(dim=(1, 2), unbiased=False).sum() / out.var(dim=(0, 2, 3), unbiased=False).sum() < 0.01
+    assert sub_pixel_share(vectors(fresh, noise_inputs(b=2, t=4, side=64))[:, 0]) < 0.01
 
 
 # --- timecodes and bottleneck ---------------------------------------------------------------------------------------
@@ -202,21 +280,86 @@ def test_relative_place_is_exact_in_long_and_short_periods() -> None:
     assert position(torch.tensor([0.25])).shape == (1, 16)
 
 
-def test_vmf_sample_has_the_mean_cosine_of_the_distribution() -> None:
+class Magnitudes(TorchDispatchMode):
+    """Notes every operation that makes float32 numbers of the size of milliseconds since 1970."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.large: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for each in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(each, torch.Tensor) and each.dtype == torch.float32 and each.numel():
+                size = each.detach().abs()
+                if ((size > 1e8) & (size < 1e20)).any():  # -1e30 marks absent frames
+                    self.large.append(str(func))
+        return out
+
+
+def test_float32_never_sees_raw_milliseconds(model: Model) -> None:
+    frames = noise_frames("sentinel-1")
+    with Magnitudes() as seen, torch.inference_mode():
+        out = listed(model.summarise(model.encode(noise_inputs()), VALID)[:, 0])
+        model.decode("sentinel-1", out, frames.time[:, 0], VALID[:, 0], frames.meta[:, 0])
+    assert not seen.large
+    with Magnitudes() as seen:
+        frames.time.float()
+    assert seen.large
+    minutes = frames.time[:, 0] + torch.tensor([0, 60_000])  # float32 milliseconds cannot tell them apart
+    assert timecode(minutes[:1]).ne(timecode(minutes[:1] + 60_000)).any()
+
+
+@pytest.mark.parametrize("kappa", [10.0, 100.0, 8000.0])
+def test_vmf_samples_have_the_mean_cosine_of_the_distribution(kappa: float) -> None:
+    """The Bessel ratio A_64."""
+    bessel = ive(32, kappa) / ive(31, kappa)
+    drawn, spread = draws(kappa, 40_000)
+    torch.testing.assert_close(drawn.norm(dim=1), torch.ones(40_000))
+    cosine = (drawn * spread).sum(1).double()
+    assert cosine.mean().item() == pytest.approx(bessel, abs=4 * cosine.std().item() / 200 + 1e-7)
+
+
+def draws(kappa: float, count: int, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """Samples around one mean direction, and that direction beside each."""
     mean = torch.nn.functional.normalize(torch.randn(64, generator=torch.Generator().manual_seed(0)), dim=0)
-    spread = mean[None, :, None, None].expand(4, -1, 100, 100)
-    drawn = sample_vmf(spread, 8000.0, torch.Generator().manual_seed(1))
-    torch.testing.assert_close(drawn.norm(dim=1), torch.ones(4, 100, 100))
-    bessel = ive(32, 8000.0) / ive(31, 8000.0)
-    assert (drawn * spread).sum(1).mean().item() == pytest.approx(bessel, abs=4e-5)
+    spread = mean.expand(count, -1)
+    return sample_vmf(spread, kappa, torch.Generator().manual_seed(seed)), spread
+
+
+@pytest.mark.parametrize("kappa", [10.0, 100.0, 8000.0])
+def test_vmf_equals_scipys_sampler(kappa: float) -> None:
+    """Two-sample tests: of the cosine to the mean, and along axes that lie askew to it."""
+    ours, spread = (each.double().numpy() for each in draws(kappa, 20_000))
+    theirs = vonmises_fisher(spread[0] / np.linalg.norm(spread[0]), kappa).rvs(20_000, random_state=3)
+    axes = np.random.default_rng(4).standard_normal((64, 4))
+    for axis in (spread[0], *axes.T):
+        assert ks_2samp(ours @ axis, theirs @ axis).pvalue > 0.01
+    # The test has teeth: another kappa, 5% away, does not pass.
+    other = vonmises_fisher(spread[0] / np.linalg.norm(spread[0]), 1.05 * kappa).rvs(20_000, random_state=3)
+    assert ks_2samp(ours @ spread[0], other @ spread[0]).pvalue < 0.01
+
+
+@pytest.mark.parametrize("kappa", [10.0, 8000.0])
+def test_vmf_gradient_is_that_of_the_expectation(kappa: float) -> None:
+    """E x = A(kappa) mean: the pathwise gradient of <a, x>, across the mean, averages A(kappa) a."""
+    _, spread = draws(kappa, 40_000)
+    leaf = spread.clone().requires_grad_()
+    along = torch.nn.functional.normalize(torch.randn(64, generator=torch.Generator().manual_seed(5)), dim=0)
+    (sample_vmf(leaf, kappa, torch.Generator().manual_seed(6)) @ along).sum().backward()
+    mean = spread[0]
+    across = along - (along @ mean) * mean
+    found = leaf.grad @ across / across.square().sum()
+    expected = ive(32, kappa) / ive(31, kappa)
+    assert found.mean().item() == pytest.approx(expected, abs=4 * found.std().item() / 200 + 1e-5)
 
 
 def test_decoder_depends_on_instant_and_geometry(model: Model) -> None:
-    out = vectors(model, noise_inputs())[:, 0]
+    out = listed(vectors(model, noise_inputs())[:, 0])
     frames = noise_frames("sentinel-1")
     base = model.decode("sentinel-1", out, frames.time[:, 0], VALID[:, 0], frames.meta[:, 0])
     later = model.decode("sentinel-1", out, frames.time[:, 0] + 90 * DAY, VALID[:, 0], frames.meta[:, 0])
     other = model.decode("sentinel-1", out, frames.time[:, 0], VALID[:, 0], frames.meta[:, 0] + 1)
-    assert base.shape == (2, 4, 32, 32)
+    assert base.shape == (2, 32 * 32, 4)
     assert (base - later).abs().max() > 1e-3
     assert (base - other).abs().max() > 1e-3

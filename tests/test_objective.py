@@ -105,66 +105,7 @@ def test_perturbation_is_drawn_per_sample_and_follows_the_paper() -> None:
     assert torch.equal(inputs["landsat"].pixels, student["landsat"].pixels)
 
 
-# --- losses ---------------------------------------------------------------------------------------------------------
-
-
-def test_reconstruction_is_l1_over_what_weighs() -> None:
-    predicted, target = torch.randn(2, 3, 4, 4, generator=rng(1)), torch.randn(2, 3, 4, 4, generator=rng(2))
-    bands = torch.tensor([[True, True, False], [True, False, True]])
-    weight = torch.rand(2, 4, 4, generator=rng(3)).round()
-    target[0, 2] = torch.nan
-    target[:, :, 0, 0] = torch.nan
-    weight[:, 0, 0] = 0
-    total, count = 0.0, 0.0
-    for b in range(2):
-        for c in range(3):
-            for y in range(4):
-                for x in range(4):
-                    if bands[b, c] and weight[b, y, x] > 0:
-                        total += abs(predicted[b, c, y, x] - target[b, c, y, x]).item()
-                        count += 1
-    assert losses.reconstruction(predicted, target, bands, weight).item() == pytest.approx(total / count, rel=1e-5)
-    assert losses.reconstruction(predicted, target, bands, torch.zeros_like(weight)).item() == 0
-
-
-def test_uniformity_equals_a_loop_over_the_batch() -> None:
-    u, seen = unit(4, 64, 3, 5), torch.rand(4, 3, 5, generator=rng(1)) > 0.3
-    cosines = [
-        abs(float(u[b, :, y, x] @ u[b - 1, :, y, x]))
-        for b in range(4)
-        for y in range(3)
-        for x in range(5)
-        if seen[b, y, x] and seen[b - 1, y, x]
-    ]
-    assert losses.uniformity(u, seen).item() == pytest.approx(np.mean(cosines), rel=1e-5)
-
-
-def test_uniformity_of_uniform_and_of_collapsed_vectors() -> None:
-    seen = torch.ones(16, 32, 32, dtype=torch.bool)
-    uniform = unit(16, 64, 32, 32)
-    assert losses.uniformity(uniform, seen).item() == pytest.approx(0.100, abs=0.005)
-    assert losses.uniformity(uniform[:1].expand(16, -1, -1, -1), seen).item() == pytest.approx(1, abs=1e-5)
-
-
-def test_uniformity_ignores_a_shuffle_of_pixels_alike_in_every_sample() -> None:
-    u, order = unit(4, 64, 8, 8), torch.randperm(64, generator=rng(5))
-    seen = torch.ones(4, 8, 8, dtype=torch.bool)
-    turned = u.flatten(2)[..., order].unflatten(2, (8, 8))
-    torch.testing.assert_close(losses.uniformity(turned, seen), losses.uniformity(u, seen))
-
-
-def test_consistency_runs_from_0_to_1() -> None:
-    u, seen = unit(2, 64, 4, 4), torch.ones(2, 4, 4, dtype=torch.bool)
-    assert losses.consistency(u, u, seen).item() == pytest.approx(0, abs=1e-6)
-    assert losses.consistency(u, -u, seen).item() == pytest.approx(1, abs=1e-6)
-
-
-def test_total_weighs_its_terms() -> None:
-    parts = {"a": torch.tensor(1.0), "b": torch.tensor(3.0)}
-    loss = toy_recipe().loss
-    whole, named = losses.total(parts, {"a": 1.0, "b": 0.5}, torch.tensor(0.4), torch.tensor(0.2), loss)
-    assert whole.item() == pytest.approx(1.25 + 0.05 * 0.4 + 0.02 * 0.2)
-    assert set(named) == {"a", "b", "uniformity", "consistency"}
+# --- the objective ---------------------------------------------------------------------------------------------------
 
 
 def test_the_objective_falls_on_a_batch_seen_again_and_again() -> None:

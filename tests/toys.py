@@ -11,7 +11,7 @@ from aefcli import recipe
 from aefcli.batch import DAY, Frames
 from aefcli.cube import Cube, open_cube, write_cube
 from aefcli.extent import Period
-from aefcli.sources import SOURCES
+from aefcli.sources import INPUTS, SOURCES
 
 YEAR = Period.parse("2023")
 
@@ -40,22 +40,24 @@ def toy_recipe(**tables: dict[str, object]) -> recipe.Recipe:
 
 
 def noise_frames(name: str, *, b: int = 2, t: int = 4, side: int = 32, seed: int = 0) -> Frames:
-    """Frames of noise in 2023, all present and clear."""
+    """Frames of noise in 2023, all present and clear; of a categorical source random classes."""
     rng = torch.Generator().manual_seed(seed)
-    bands = len(SOURCES[name].bands)
+    source = SOURCES[name]
+    bands, shape = len(source.bands), (b, t, len(source.bands), side, side)
     day = torch.randint(0, 365, (b, t), generator=rng)
+    classes = torch.randint(0, len(source.classes), shape, generator=rng).float() if source.classes else None
     return Frames(
-        pixels=torch.randn(b, t, bands, side, side, generator=rng),
+        pixels=torch.randn(shape, generator=rng) if classes is None else classes,
         present=torch.ones(b, t, side, side, dtype=torch.bool),
         bands=torch.ones(b, t, bands, dtype=torch.bool),
         weight=torch.ones(b, t, side, side),
         time=YEAR.start + day * DAY,
-        meta=torch.zeros(b, t, 1),
+        meta=torch.zeros(b, t, len(source.meta)),
     )
 
 
 def noise_inputs(**options: int) -> dict[str, Frames]:
-    return {name: noise_frames(name, seed=index, **options) for index, name in enumerate(SOURCES)}
+    return {name: noise_frames(name, seed=index, **options) for index, name in enumerate(INPUTS)}
 
 
 def made_up_cube(path: Path, *, side: int = 96, seed: int = 0, hole: bool = True) -> Cube:
@@ -93,3 +95,10 @@ def made_up_cube(path: Path, *, side: int = 96, seed: int = 0, hole: bool = True
         "sentinel-1": dataset("sentinel-1", 24, 0.1, 0.5, 0.2),
     }
     return open_cube(write_cube(path, made, YEAR))
+
+
+def sub_pixel_share(field: torch.Tensor) -> float:
+    """Share of the variance of embeddings (b, d, h, w) that the place in the 2x2 cell explains."""
+    cells = field.unflatten(-1, (-1, 2)).unflatten(2, (-1, 2))  # b d y 2 x 2
+    phase = cells.mean(dim=(0, 2, 4)).var(dim=(1, 2), unbiased=False).sum()
+    return (phase / field.var(dim=(0, 2, 3), unbiased=False).sum()).item()

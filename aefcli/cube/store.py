@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 FORMAT = "datacube/1"
 CHUNK = (32, 128, 128)  # frames, rows, columns: training reads patches through all time
 SLAB = 512  # side of a unit of work: whole chunks, and about one block of a remote COG
+_WORDS = {"ascending": 1.0, "descending": -1.0, "right": 1.0, "left": -1.0}  # of acquisition geometry, as numbers
 
 Progress = Callable[[int, int], None]
 Reader = Callable[[slice, Tile], dict[str, np.ndarray]]
@@ -42,7 +43,7 @@ class Stack:
     delivered: np.ndarray  # bool (t, band)
     scale: np.ndarray  # float64 (t, band)
     offset: np.ndarray
-    lineage: Mapping[str, Sequence[str]]
+    lineage: Mapping[str, Sequence[str] | np.ndarray]  # (t) each; acquisition geometry as words or as numbers
     layers: Mapping[str, tuple[str, float]]  # variable -> (dtype, nodata)
     read: Reader
 
@@ -62,8 +63,10 @@ def write_cube(path: Path, datasets: Mapping[str, xr.Dataset], period: Period, *
 
     `datasets` maps a source's name to a dataset with dimensions (time, y, x), a CRS (rioxarray's or odc-geo's),
     square north-up cells, and a variable per band of that source, in the units that `sources` stores or with float
-    variables `scale` and `offset` of (band). Optional: the source's quality layer, or `weight` (1 clear, 0 not).
-    The finest dataset sets the cube's grid. Raises BadInput for what does not fit.
+    variables `scale` and `offset` of (band). Optional: the source's quality layer, or `weight` (1 clear, 0 not), and
+    a variable of (time) per number of its `meta`: that number, or a word such as "ascending" or "left".
+    The finest dataset sets the cube's grid; the cells of the others are whole multiples of its cells. Raises BadInput
+    for what does not fit.
     """
     stacks = []
     for name, dataset in datasets.items():
@@ -90,6 +93,8 @@ def _stack_of_dataset(source: Source, dataset: xr.Dataset) -> Stack:
     """Check a dataset against the table and wrap it as a stack."""
     import odc.geo.xr  # noqa: F401 - adds .odc to datasets
 
+    if source.kind == "text":
+        raise BadInput(f"{source.name} is no raster", "it comes from a table of points")
     names = [band.name for band in source.bands if band.name in dataset]
     if not names:
         raise BadInput(f"the dataset of {source.name} has none of its bands {[band.name for band in source.bands]}")
@@ -99,7 +104,10 @@ def _stack_of_dataset(source: Source, dataset: xr.Dataset) -> Stack:
         raise BadInput(f"the dataset of {source.name} is empty: {dict(dataset.sizes)}")
     grid = dataset.odc.geobox
     if grid is None or grid.crs is None:
-        raise BadInput(f"the dataset of {source.name} has no CRS", "dataset.rio.write_crs(...) gives it one")
+        raise BadInput(
+            f"the dataset of {source.name} has no CRS or no cell size",
+            "dataset.rio.write_crs(...) gives the one, .rio.write_transform(...) the other where it is one cell wide",
+        )
     if grid.resolution.y >= 0 or not math.isclose(grid.resolution.x, -grid.resolution.y):
         raise BadInput(f"the dataset of {source.name} is not north up with square cells", "sort y descending")
     dataset = dataset.sortby("time").transpose("time", "y", "x", ...)
@@ -134,10 +142,27 @@ def _stack_of_dataset(source: Source, dataset: xr.Dataset) -> Stack:
         delivered=delivered,
         scale=per_band("scale", [band.scale for band in source.bands]),
         offset=per_band("offset", [band.offset for band in source.bands]),
-        lineage={name: [""] * dataset.sizes["time"] for name in ("items", "platform", "orbit")},
+        lineage={
+            **{name: [""] * dataset.sizes["time"] for name in ("items", "platform", "orbit")},
+            **_geometry(source, dataset),
+        },
         layers=layers,
         read=read,
     )
+
+
+def _geometry(source: Source, dataset: xr.Dataset) -> dict[str, np.ndarray]:
+    """The variables of the source's `meta` that the dataset has, (t) each: words or float32."""
+    found = {}
+    for name in (name for name in source.meta if name in dataset):
+        values = dataset[name].to_numpy()
+        if dataset[name].dims != ("time",):
+            raise BadInput(f"{name} of {source.name} has the shape {values.shape}", "give one per frame")
+        words = values.dtype.kind not in "fiub"
+        if words and (odd := sorted({str(value) for value in values} - set(_WORDS) - {""})):
+            raise unknown(f"{name} of {source.name}", odd[0], _WORDS, "or give numbers")
+        found[name] = values.astype(object if words else "float32")
+    return found
 
 
 def _stored(values: np.ndarray, name: str, dtype: str, nodata: float) -> np.ndarray:
@@ -170,6 +195,9 @@ def _fingerprint(stack: Stack) -> str:
     sha = hashlib.sha256(f"{stack.grid}{stack.layers}".encode())
     for array in (stack.times, stack.scale, stack.offset):
         sha.update(np.ascontiguousarray(array).tobytes())
+    for name, values in stack.lineage.items():
+        if name in stack.source.meta and any(values):  # without them the hash is the one it was before they existed
+            sha.update(f"{name}{list(map(str, values))}".encode())
     for tile in tiles(shape_of(stack.grid), SLAB):
         for values in stack.read(slice(None), tile).values():
             sha.update(np.ascontiguousarray(values).tobytes())
@@ -278,7 +306,10 @@ def _group(path: Path, stack: Stack) -> None:
     }
     per_band = {"scale": stack.scale, "offset": stack.offset, "delivered": stack.delivered.astype("uint8")}
     variables |= {name: (("time", "band"), values) for name, values in per_band.items()}
-    variables |= {name: ("time", np.array(values, dtype=object)) for name, values in stack.lineage.items()}
+    variables |= {
+        name: ("time", values if isinstance(values, np.ndarray) else np.array(values, dtype=object))
+        for name, values in stack.lineage.items()
+    }
     dataset = xr.Dataset(
         variables,
         coords={
@@ -354,7 +385,7 @@ class CubeSource:
     delivered: np.ndarray  # bool (t, c)
     scale: np.ndarray  # float64 (t, c)
     offset: np.ndarray
-    orbit: tuple[str, ...]  # (t) ascending, descending or empty
+    meta: np.ndarray  # float32 (t, m), the acquisition geometry that the table names; 0 where it is not known
     factor: int  # cells of the cube per cell of the source
     arrays: Mapping[str, zarr.Array | np.ndarray]
 
@@ -445,16 +476,24 @@ def _open_source(root: zarr.Group, name: str, grid: GeoBox) -> CubeSource:
         raise Damaged(f"the arrays of {name} differ in shape", "fetch it again with --overwrite")
     labels = [str(label) for label in values("band")]
     index = [labels.index(band) for band in bands]
-    x = values("x")
-    cell = abs(float(x[1] - x[0])) if len(x) > 1 else grid.resolution.x
+    cell = float(str(array("spatial_ref").attrs["GeoTransform"]).split()[1])
+    times = values("time").astype("int64")
+    known = [_numbers(values(key)) if f"{name}/{key}" in root else np.zeros(len(times)) for key in source.meta]
     return CubeSource(
         source=source,
-        times=values("time").astype("int64"),
+        times=times,
         bands=bands,
         delivered=values("delivered")[:, index].astype(bool),
         scale=values("scale")[:, index],
         offset=values("offset")[:, index],
-        orbit=tuple(str(state) for state in values("orbit")),
+        meta=np.array(known, dtype="float32").reshape(len(source.meta), len(times)).T,
         factor=round(cell / grid.resolution.x),
         arrays=arrays,
     )
+
+
+def _numbers(values: np.ndarray) -> np.ndarray:
+    """Acquisition geometry as numbers (t): words by their sign, what is not known 0."""
+    if values.dtype.kind in "fiub":
+        return np.nan_to_num(values.astype("float64"))
+    return np.array([_WORDS.get(str(value), 0.0) for value in values])

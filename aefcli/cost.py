@@ -1,0 +1,206 @@
+"""What a model of given sizes costs: its parameters, and the arithmetic of one patch, from the recipe's numbers alone.
+
+Owns the count. It reads like the network in `model`, a line per operator, and needs no tensors; tests hold it to the
+network's own parameters and to PyTorch's count of its operations.
+
+A FLOP is a multiplication or an addition, so a multiply-add is two. Matrix products, attention's two among them, and
+convolutions count; what works on numbers one by one (norms, GELU, softmax, resampling) does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from aefcli.recipe import Model as Sizes
+from aefcli.sources import SOURCES
+
+PARTS = ("stem", "space", "time", "precision", "exchange", "summary", "decoders")
+
+_TIMECODE = 24  # numbers that tell the encoder an instant
+_PERIOD = 2 * _TIMECODE + 1  # the summariser a valid period
+_POSITION = 16  # a decoder the place of an instant in it
+_CELL = {"precision": 2, "time": 8, "space": 16}  # pixels along the side of a cell of each path
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Parameters of an operator, and FLOPs of its work on one patch."""
+
+    parameters: int = 0
+    flops: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.parameters + other.parameters, self.flops + other.flops)
+
+    def __rmul__(self, times: int) -> Cost:
+        return Cost(times * self.parameters, times * self.flops)
+
+
+@dataclass(frozen=True)
+class Patch:
+    """The work: frames of each source, all present, over side x side pixels, for some valid periods."""
+
+    frames: Mapping[str, int]
+    side: int = 0
+    periods: int = 0
+
+    @property
+    def count(self) -> int:
+        return sum(self.frames.values())
+
+    def cells(self, path: str) -> int:
+        """Cells of one frame on the grid of that path."""
+        return (self.side // _CELL[path]) ** 2
+
+
+def parameters(sizes: Sizes, sources: Sequence[str], targets: Sequence[str] = ()) -> dict[str, int]:
+    """Numbers of parameters by part, and in all. `targets` are the sources that are decoded alone."""
+    parts = _parts(sizes, Patch(dict.fromkeys(sources, 0)), targets)
+    return {"total": sum(parts[name].parameters for name in PARTS), **{name: parts[name].parameters for name in PARTS}}
+
+
+def flops(
+    sizes: Sizes, frames: Mapping[str, int], side: int = 128, periods: int = 1, targets: Sequence[str] = ()
+) -> dict[str, int]:
+    """FLOPs by part, and in all, of one forward pass over a patch of `side` px, with so many frames of each source.
+
+    `decoders` is one frame of each source and target at every pixel, and one text. They serve training alone, which
+    decodes some of the pixels, so they are not in the total.
+    """
+    parts = _parts(sizes, Patch(frames, side, periods), targets)
+    total = sum(parts[name].flops for name in PARTS if name != "decoders")
+    return {"total": total, **{name: parts[name].flops for name in PARTS}}
+
+
+def split(count: int, shares: Mapping[str, int]) -> dict[str, int]:
+    """So many frames over sources in proportion to their shares; largest remainders make them sum to it."""
+    whole = sum(shares.values())
+    counts = {name: count * share // whole for name, share in shares.items()}
+    most = sorted(shares, key=lambda name: count * shares[name] % whole, reverse=True)
+    return {name: counts[name] + (name in most[: count - sum(counts.values())]) for name in shares}
+
+
+# --- the network, a line per operator -------------------------------------------------------------------------------
+
+
+def _parts(sizes: Sizes, patch: Patch, targets: Sequence[str]) -> dict[str, Cost]:
+    operators = {"precision": _precision(sizes, patch), "time": _time(sizes, patch), "space": _space(sizes, patch)}
+    blocks = _staggered(sizes.blocks)
+    measured = [name for name in (*patch.frames, *targets) if SOURCES[name].kind != "text"]
+    return {
+        "stem": _sum(_stem(sizes, patch, name) for name in patch.frames),
+        **{path: _sum(operator for running, _ in blocks if path in running) for path, operator in operators.items()},
+        "exchange": _sum(_exchange(sizes, patch, *paths) for paths in blocks),
+        "summary": _summariser(sizes, patch),
+        "decoders": _sum(_decoder(sizes, patch, name) for name in measured)
+        + (_text(sizes) if "text" in targets else Cost()),
+    }
+
+
+def _stem(sizes: Sizes, patch: Patch, source: str) -> Cost:
+    """A strided convolution of pixels and their presence, and the source's vector."""
+    at = patch.frames[source] * patch.cells("precision")
+    return _linear(2 * len(SOURCES[source].bands), sizes.precision, at, kernel=4) + Cost(sizes.precision)
+
+
+def _precision(sizes: Sizes, patch: Patch) -> Cost:
+    """A norm and two 3x3 convolutions."""
+    at, hidden = patch.count * patch.cells("precision"), sizes.precision_expansion * sizes.precision
+    return _norm(sizes.precision) + _perceptron(sizes.precision, hidden, sizes.precision, at, kernel=3)
+
+
+def _time(sizes: Sizes, patch: Patch) -> Cost:
+    """Each frame's timecode, then a transformer layer along time, a sequence per cell."""
+    width, cells = sizes.time, patch.cells("time")
+    when = _linear(_TIMECODE, width, patch.count)
+    return when + _transformer(width, sizes.mlp_ratio, sequences=cells, length=patch.count)
+
+
+def _space(sizes: Sizes, patch: Patch) -> Cost:
+    """A transformer layer over the cells, a sequence per frame."""
+    return _transformer(sizes.space, sizes.mlp_ratio, sequences=patch.count, length=patch.cells("space"))
+
+
+def _exchange(sizes: Sizes, patch: Patch, before: Sequence[str], after: Sequence[str]) -> Cost:
+    """A convolution per edge, on the coarser of its two grids."""
+    edges = [(giver, taker) for giver in before for taker in after if giver != taker]
+    return _sum(
+        _linear(
+            getattr(sizes, giver),
+            getattr(sizes, taker),
+            patch.count * min(patch.cells(giver), patch.cells(taker)),
+            kernel=sizes.exchange_kernel,
+        )
+        for giver, taker in edges
+    )
+
+
+def _summariser(sizes: Sizes, patch: Patch) -> Cost:
+    """Attention pooling of the frames of each L/2 cell with a query per period, then the three projections to L."""
+    heads, width, n, p = sizes.pool_heads, sizes.pool_width, patch.count, patch.periods
+    deep, pooled, hidden = sizes.precision, heads * width, 2 * sizes.embedding
+    cells = p * patch.cells("precision")
+    query = _perceptron(_PERIOD, 2 * deep, pooled, p) + heads * _weights(width, deep, p)
+    key_time = _linear(_TIMECODE, pooled, n) + heads * _product(p * n, width, 1)
+    pooling = heads * (_product(cells, deep + 1, n) + _product(cells, n, deep))  # + 1: where a frame is absent
+    value = heads * _weights(deep, width, cells)
+    bells = Cost(heads * (2 + len(patch.frames)))  # centre, width, and a lean to each source
+    up = _linear(pooled, hidden, cells) + _linear(hidden, 5 * sizes.embedding, cells)  # the shared one, and four
+    return query + key_time + pooling + value + bells + up
+
+
+def _decoder(sizes: Sizes, patch: Patch, source: str) -> Cost:
+    """Two hidden layers at every pixel."""
+    about = sizes.embedding + _POSITION + len(SOURCES[source].meta)
+    at = patch.side**2
+    return _linear(about, sizes.decoder, at) + _perceptron(sizes.decoder, sizes.decoder, SOURCES[source].outputs, at)
+
+
+def _text(sizes: Sizes) -> Cost:
+    """Two layers for one text, and the temperature."""
+    return _perceptron(sizes.text + _PERIOD, sizes.decoder, sizes.embedding, 1) + Cost(1)
+
+
+def _staggered(blocks: int) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """The paths that run in each block, and those that get a state after it: they start one after another."""
+    running = [tuple(_CELL)[:number] for number in range(1, blocks + 1)]
+    return list(zip(running, [*running[1:], ("precision",)], strict=True))
+
+
+# --- what operators are made of -------------------------------------------------------------------------------------
+
+
+def _sum(costs: Iterable[Cost]) -> Cost:
+    return sum(costs, start=Cost())
+
+
+def _norm(width: int) -> Cost:
+    return Cost(2 * width)
+
+
+def _product(rows: int, inner: int, columns: int) -> Cost:
+    """Of two matrices that depend on the input."""
+    return Cost(0, 2 * rows * inner * columns)
+
+
+def _weights(into: int, out: int, at: int) -> Cost:
+    """A learned matrix, applied at so many places."""
+    return Cost(into * out, 2 * at * into * out)
+
+
+def _linear(into: int, out: int, at: int, kernel: int = 1) -> Cost:
+    """A linear layer or a convolution: a learned matrix of the pixels under the kernel, and a bias."""
+    return _weights(kernel**2 * into, out, at) + Cost(out)
+
+
+def _perceptron(into: int, hidden: int, out: int, at: int, kernel: int = 1) -> Cost:
+    return _linear(into, hidden, at, kernel) + _linear(hidden, out, at, kernel)
+
+
+def _transformer(width: int, ratio: int, *, sequences: int, length: int) -> Cost:
+    """Self-attention in each sequence, and an MLP, a norm before each. The width of a head plays no part."""
+    at = sequences * length
+    project = _linear(width, 3 * width, at) + _linear(width, width, at)
+    attend = _product(at, width, length) + _product(at, length, width)
+    return _norm(width) + project + attend + _norm(width) + _perceptron(width, ratio * width, width, at)
