@@ -106,7 +106,7 @@ class Train(_Table):
     clip: Annotated[float, Field(gt=0)]  # norm of the gradient
     dtype: Dtype  # of what autocast may round; weights, norms and losses stay float32
     checkpointing: bool  # keep the states between blocks alone and compute the rest again: a fifth of the memory
-    compile: bool  # the blocks by torch.compile
+    compile: bool  # the operators, by torch.compile
     save_every: Positive
     seed: int
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -281,11 +282,11 @@ def _existing(out: Path, key: str, overwrite: bool) -> dict[str, Any] | None:
         about = json.loads((pq.read_schema(out).metadata or {})[_KEY])
     except (OSError, pa.ArrowInvalid, KeyError, ValueError) as error:
         raise BadInput(f"{out} exists and was not written by aef text", "choose another --out") from error
+    if overwrite:
+        return None
     if about["key"] == key:
         return dict(about)
-    if not overwrite:
-        raise BadInput(f"{out} was made by another request, with {about['model']}", "--overwrite, or another --out")
-    return None
+    raise BadInput(f"{out} was made by another request, with {about['model']}", "--overwrite, or another --out")
 
 
 def _write(out: Path, rows: _Rows, vectors: np.ndarray, about: dict[str, Any]) -> None:
@@ -371,17 +372,17 @@ def _hash_of(files: Sequence[Path]) -> str:
 def _vectors(folder: Path, text: Sequence[str], device: str, progress: Progress | None) -> tuple[np.ndarray, int]:
     """Unit vectors float32 (n, v) of the texts, and how many texts were cut."""
     model = _load(folder, device)
-    parts, cut = [], 0
+    parts, cut, known = [], 0, False
     for start in range(0, len(text), _AT_ONCE):
         if progress:
             progress(start, len(text))
         some = list(text[start : start + _AT_ONCE])
         parts.append(model.encode(some, show_progress_bar=False, convert_to_numpy=True).astype("float32"))
-        cut += _too_long(model, some)
-    vectors = _unit(np.concatenate(parts))
-    if len(set(text)) > 1 and np.ptp(vectors, axis=0).max() == 0:
-        raise BadInput(f"the model in {folder} gives all texts one vector", "its tokenizer's files may be missing")
-    return vectors, cut
+        too_long, any_known = _tokens(model, some)
+        cut, known = cut + too_long, known or any_known
+    if not known:
+        raise BadInput(f"the model in {folder} knows no word of the texts", "its tokenizer's files may be missing")
+    return _unit(np.concatenate(parts)), cut
 
 
 def _load(folder: Path, device: str) -> Any:
@@ -399,12 +400,18 @@ def _load(folder: Path, device: str) -> Any:
         ) from error
 
 
-def _too_long(model: Any, text: list[str]) -> int:
-    """How many texts have more tokens than the model reads."""
-    most = model.max_seq_length
-    if most is None:
-        return 0
-    return sum(len(ids) > most for ids in model.tokenizer(text, truncation=False, verbose=False)["input_ids"])
+def _tokens(model: Any, text: list[str]) -> tuple[int, bool]:
+    """How many texts have more tokens than the model reads, and whether any token is one that it knows.
+
+    A model whose tokenizer is of another kind than transformers' own is taken to read all.
+    """
+    from transformers import PreTrainedTokenizerBase
+
+    if not isinstance(model.tokenizer, PreTrainedTokenizerBase):
+        return 0, True
+    most, special = model.max_seq_length or math.inf, set(model.tokenizer.all_special_ids)
+    found = model.tokenizer(text, truncation=False, verbose=False)["input_ids"]
+    return sum(len(ids) > most for ids in found), any(set(ids) - special for ids in found)
 
 
 # --- the table of texts ---------------------------------------------------------------------------------------------

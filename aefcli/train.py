@@ -51,7 +51,7 @@ def train(
     model = checkpoint.build(recipe).to(device).train()
     model.checkpointing = recipe.train.checkpointing
     if recipe.train.compile:
-        model.compile_blocks()
+        model.compile_operators()
     optimiser = torch.optim.Adam(model.parameters(), lr=recipe.train.lr)
     draws = torch.Generator().manual_seed(recipe.train.seed)
     noise = torch.Generator(device).manual_seed(recipe.train.seed)

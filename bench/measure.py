@@ -29,6 +29,7 @@ from bench.naive.model import Naive
 
 YEAR = Period.parse("2023")
 SLOTS = {"sentinel-2": 10, "sentinel-1": 3, "landsat": 3}  # T = 16 frames
+REPEATS = 5
 STIR = 0.02  # std of the noise on weights: fresh residual branches are silent, and would agree about anything
 
 
@@ -41,6 +42,9 @@ def options(doc: str | None) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
     parser.add_argument("--quick", action="store_true", help="small patch and few repeats: only to see it run")
     parser.add_argument("--recipe", default="small", help="recipe that gives the sizes (default small)")
+    parser.add_argument(
+        "--repeats", type=int, default=REPEATS, help=f"of which the median is taken (default {REPEATS})"
+    )
     return parser.parse_args()
 
 
@@ -50,12 +54,12 @@ class Setting:
 
     plan: Recipe
     side: int = 128
-    repeats: int = 5
+    repeats: int = REPEATS
 
     @classmethod
     def of(cls, chosen: argparse.Namespace) -> Setting:
         plan = recipe.load(chosen.recipe)
-        return cls(plan, side=32, repeats=1) if chosen.quick else cls(plan)
+        return cls(plan, side=32, repeats=1) if chosen.quick else cls(plan, repeats=chosen.repeats)
 
 
 # --- material -------------------------------------------------------------------------------------------------------
@@ -139,7 +143,7 @@ class Check:
         return self.value >= self.limit if self.least else self.value <= self.limit
 
     def __str__(self) -> str:
-        return f"{'yes' if self.right else 'NO'} ({self.value:.2g} {'>=' if self.least else '<='} {self.limit:g})"
+        return f"{'yes' if self.right else 'NO'} ({self.value:.5g} {'>=' if self.least else '<='} {self.limit:g})"
 
     def as_json(self) -> dict[str, object]:
         return {"value": self.value, "at least" if self.least else "at most": self.limit, "right": self.right}
@@ -178,12 +182,13 @@ class Result:
 
     def _table(self) -> None:
         console = Console(width=None if sys.stdout.isatty() else 140)
-        table = Table(title=f"bench.{self.bench}: {self.title}", title_justify="left")
+        table = Table()
         for name in ("", *self.columns, "correct"):
             table.add_column(name, justify="right" if name else "left")
         for *cells, check in self.rows:
             table.add_row(*cells, str(self.correct[check]) if check else "-")
         if self.rows:
+            console.print(f"bench.{self.bench}: {self.title}", highlight=False)
             console.print(table)
         for name, value in self.ratios.items():
             console.print(f"{name} {value:.2f}", highlight=False)

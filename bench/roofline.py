@@ -53,7 +53,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--side", type=int, default=128, help="patch in pixels")
     parser.add_argument("--batch", nargs="+", type=int, default=[1], help="sites at a time")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--compile", action="store_true", help="the blocks by torch.compile")
+    parser.add_argument("--compile", action="store_true", help="the operators by torch.compile")
     parser.add_argument("--checkpointing", action="store_true", help="always, not only where memory asks for it")
     return parser.parse_args(words)
 
@@ -199,7 +199,7 @@ def row(each: Timed, peak: float, check: str) -> tuple[str, ...]:
 def network(case: Case, chosen: argparse.Namespace) -> Model:
     model = measure.stirred(case.plan).to(case.device)
     if chosen.compile:
-        model.compile_blocks()
+        model.compile_operators()
     return model
 
 

@@ -1,8 +1,12 @@
-"""Held-out targets, valid periods, perturbation, and the terms of the loss."""
+"""Held-out targets, valid periods, gaps and perturbation, and the objective made of them."""
 
 from __future__ import annotations
 
+import math
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import YEAR, noise_frames, noise_inputs, toy_recipe
 
-from aefcli import checkpoint, losses
-from aefcli.batch import DAY, Batch, Frames, draw_valid, hold_out, make_batch, perturb
+from aefcli import checkpoint
+from aefcli.batch import DAY, Batch, Frames, Text, draw_valid, hold_out, make_batch, perturb
+from aefcli.recipe import Recipe
+from aefcli.sources import INPUTS, SOURCES
 from aefcli.train import objective, schedule
 
 SUPPORT = torch.tensor([[YEAR.start, YEAR.end]])
@@ -44,7 +50,7 @@ def test_the_target_leaves_the_inputs() -> None:
 def test_a_poisoned_target_cannot_reach_the_embedding() -> None:
     inputs = noise_inputs(b=3)
     supports = SUPPORT.expand(3, 2)
-    batch = make_batch(inputs, supports, 0.3, rng())
+    batch = make_batch(inputs, {}, supports, 0.3, rng())
     poisoned = {}
     for name, frames in batch.inputs.items():
         gone = ~frames.present.flatten(2).any(-1)
@@ -84,8 +90,8 @@ def test_perturbation_is_drawn_per_sample_and_follows_the_paper() -> None:
     count = 600
     inputs = noise_inputs(b=count, t=6, side=16)
     batch = Batch(inputs, {}, {}, SUPPORT.expand(count, 2))
-    student, valid = perturb(batch, rng())
-    there = {name: frames.present.flatten(2).any(-1) for name, frames in student.items()}
+    drops, valid = perturb(batch, rng())
+    there = {name: ~dropped for name, dropped in drops.items()}
     middle = (YEAR.start + YEAR.end) // 2
     late = (valid == torch.tensor([middle, YEAR.end])).all(1)
     early = (valid == torch.tensor([YEAR.start, middle])).all(1)
@@ -102,32 +108,124 @@ def test_perturbation_is_drawn_per_sample_and_follows_the_paper() -> None:
     assert kept.float().mean().item() == pytest.approx(0.5, abs=0.06)
     for name in ("landsat", "sentinel-1"):
         assert (~there[name][scattered].any(1)).float().mean().item() == pytest.approx(0.3, abs=0.08)
-    assert torch.equal(inputs["landsat"].pixels, student["landsat"].pixels)
 
 
 # --- the objective ---------------------------------------------------------------------------------------------------
 
 
-def test_the_objective_falls_on_a_batch_seen_again_and_again() -> None:
-    plan = toy_recipe(train={"lr": 3e-3})
+def falling(plan: Recipe, batch: Batch, steps: int = 40) -> list[dict[str, float]]:
+    """The named losses of a batch seen again and again."""
     model = checkpoint.build(plan)
-    inputs = noise_inputs(b=2, t=3)
-    smooth = {
-        name: replace(f, pixels=f.pixels.mean(dim=(3, 4), keepdim=True).expand_as(f.pixels) * 8)
-        for name, f in inputs.items()
-    }
-    batch = make_batch(smooth, SUPPORT.expand(2, 2), 1.0, rng())
-    student, period = perturb(batch, rng())
+    drops, period = perturb(batch, rng())
     adam = torch.optim.Adam(model.parameters(), lr=plan.train.lr)
     seen = []
-    for _ in range(40):
-        loss, parts = objective(model, batch, student, period, plan, rng())
+    for _ in range(steps):
+        loss, parts = objective(model, batch, drops, period, plan, rng())
         adam.zero_grad()
         loss.backward()
         adam.step()
         seen.append({name: part.item() for name, part in parts.items()})
-    for name in ("sentinel-2", "sentinel-1", "landsat"):
+    return seen
+
+
+def smooth(frames: Frames) -> Frames:
+    """Without noise between pixels, which nothing could learn."""
+    return replace(frames, pixels=frames.pixels.mean(dim=(3, 4), keepdim=True).expand_as(frames.pixels) * 8)
+
+
+def test_the_objective_falls_on_a_batch_seen_again_and_again() -> None:
+    plan = toy_recipe(train={"lr": 3e-3})
+    inputs = {name: smooth(frames) for name, frames in noise_inputs(b=2, t=3).items()}
+    seen = falling(plan, make_batch(inputs, {}, SUPPORT.expand(2, 2), 1.0, rng()))
+    for name in INPUTS:
         assert seen[-1][name] < 0.6 * seen[0][name], name
+
+
+def everything(b: int = 3) -> tuple[Recipe, Batch]:
+    """A recipe with every target of the table, and a batch that has them all."""
+    targets = [name for name, source in SOURCES.items() if source.role == "target"]
+    plan = toy_recipe(
+        data={"targets": targets}, model={"text": 12}, loss={"pixels": 64, "text": 0.1}, train={"lr": 3e-3}
+    )
+    alone = {name: noise_frames(name, b=b, t=1) for name in targets if name != "text"}
+    alone = {name: f if SOURCES[name].kind == "categorical" else smooth(f) for name, f in alone.items()}
+    inputs = {name: smooth(frames) for name, frames in noise_inputs(b=b, t=3).items()}
+    batch = make_batch(inputs, alone, SUPPORT.expand(b, 2), 1.0, rng())
+    vector = torch.nn.functional.normalize(torch.randn(b, 12, generator=rng(8)), dim=1)
+    text = Text(vector, torch.randint(32, (b, 2), generator=rng(7)), SUPPORT.expand(b, 2), torch.arange(b) > 0)
+    return plan, replace(batch, text=text)
+
+
+def test_every_target_of_the_table_is_decoded_and_learned() -> None:
+    plan, batch = everything()
+    assert len(batch.targets) == 9  # and text, the tenth
+    seen = falling(plan, batch)
+    assert set(seen[0]) == {*SOURCES, "uniformity", "consistency"}
+    for name in SOURCES:
+        # The classes are noise: they can be known by heart in part only.
+        assert seen[-1][name] < (0.98 if SOURCES[name].kind == "categorical" else 0.7) * seen[0][name], name
+
+
+@pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"checkpointing": True}])
+def test_the_objective_in_bfloat16_and_with_checkpointing(options: dict[str, object]) -> None:
+    """The same loss, within the rounding of bfloat16, and finite gradients in float32."""
+    plan, batch = everything()
+    drops, period = perturb(batch, rng())
+    whole = {}
+    for recipe in (plan, plan.replace(train=options)):
+        model = checkpoint.build(recipe).train()
+        model.checkpointing = recipe.train.checkpointing
+        loss, _ = objective(model, batch, drops, period, recipe, rng())
+        loss.backward()
+        assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters())
+        whole[recipe.train.dtype, recipe.train.checkpointing] = loss.item()
+    first, second = whole.values()
+    assert second == pytest.approx(first, rel=0.02 if "dtype" in options else 1e-5)
+
+
+def test_coarser_cubes_take_fewer_pixels_to_a_cell_and_shift_less() -> None:
+    """At 30 m Landsat's cells are single pixels, and 20 m reach no other pixel."""
+    plan, batch = everything()
+    drops, period = perturb(batch, rng())
+    model, parts = checkpoint.build(plan), {}
+    for gsd in (10.0, 30.0):
+        _, parts[gsd] = objective(model, replace(batch, gsd=gsd), drops, period, plan, rng())
+    assert all(part.isfinite() for part in parts[30.0].values())
+    assert parts[30.0]["sentinel-2"] > parts[10.0]["sentinel-2"]
+
+
+def test_a_source_that_the_batch_lacks_has_no_error() -> None:
+    plan, batch = everything()
+    gone = {**batch.targets, "gedi": batch.targets["gedi"].without(torch.ones(3, 1, dtype=torch.bool))}
+    drops, period = perturb(batch, rng())
+    _, parts = objective(checkpoint.build(plan), replace(batch, targets=gone), drops, period, plan, rng())
+    assert set(parts) == {*SOURCES, "uniformity", "consistency"} - {"gedi"}
+
+
+def test_compiled_training_gives_the_same_loss_and_gradients() -> None:
+    """In a process of its own: shapes are not checked inside of what is compiled."""
+    code = """
+import sys; sys.path.insert(0, "tests")
+import torch
+from toys import YEAR, noise_inputs, toy_recipe
+from aefcli import checkpoint
+models = [checkpoint.build(toy_recipe()) for _ in range(2)]
+with torch.no_grad():
+    for a, b in zip(*(model.parameters() for model in models)):
+        a += 0.02 * torch.randn_like(a)
+        b.copy_(a)
+models[1].compile_operators()
+for frames in (4, 3):
+    outs = [m.summarise(m.encode(noise_inputs(t=frames)), torch.tensor([[[YEAR.start, YEAR.end]]] * 2)) for m in models]
+    torch.testing.assert_close(*outs, atol=1e-5, rtol=0)
+outs[0][:, :, 0].mean().backward(), outs[1][:, :, 0].mean().backward()
+for (name, a), b in zip(models[0].named_parameters(), models[1].parameters()):
+    assert (a.grad is None) == (b.grad is None), name
+    if a.grad is not None:
+        torch.testing.assert_close(a.grad, b.grad, atol=1e-4, rtol=1e-3, msg=lambda text: f"{name}: {text}")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_the_schedule_rises_and_falls_linearly() -> None:
@@ -137,6 +235,30 @@ def test_the_schedule_rises_and_falls_linearly() -> None:
     assert max(rates) == rates[9] == pytest.approx(1e-3)
     assert rates[-1] == pytest.approx(1e-3 / 90)
     np.testing.assert_allclose(np.diff(rates[10:]), -1e-3 / 90, rtol=1e-6)
+
+
+def test_a_line_of_radar_is_blanked_alike_in_all_frames_and_no_other_source() -> None:
+    count, side = 200, 32
+    inputs = noise_inputs(b=count, t=4, side=side)
+    batch = make_batch(inputs, {}, SUPPORT.expand(count, 2), 0.3, rng())
+    for name, frames in batch.inputs.items():
+        held = ~frames.present.flatten(2).any(-1)
+        assert held.sum(1).eq(1).all()
+        gaps = ~frames.present.flatten(0, 1)[~held.flatten()].unflatten(0, (count, 3))
+        assert torch.equal(gaps, gaps[:, :1].expand_as(gaps))  # alike in every frame
+        assert torch.equal(frames.weight == 0, ~frames.present)
+        blank = gaps[:, 0].flatten(1).sum(1)
+        if name != "sentinel-1":
+            assert not blank.any()
+            continue
+        # A line of 0.5 to 2 px through a point of the patch: at most 2 px times the diagonal, seldom nothing.
+        assert blank.max() <= 2 * (math.sqrt(2) * side + 2)
+        assert (blank > 0).float().mean() > 0.85
+        for gap in gaps[:, 0][blank > 8]:
+            places = gap.nonzero().double()
+            across = torch.linalg.svdvals(places - places.mean(0))[-1] / math.sqrt(len(places))
+            assert across < 2 / math.sqrt(12) + 0.3  # spread of a stripe 2 px wide
+    assert batch.targets["sentinel-1"].present.all()  # the target is whole: the line is to be filled
 
 
 def test_sources_that_disagree_in_size_are_refused() -> None:

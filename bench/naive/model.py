@@ -35,9 +35,11 @@ def timecode(time: Int[Tensor, "*s"]) -> Float[Tensor, "*s f"]:
     return torch.cat([angle.sin(), angle.cos()], dim=-1).float()
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
     """Softmax attention as in the textbook: (m heads s e), mask (m s) True where there is something to attend to."""
     logits = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    if bias is not None:
+        logits = logits + bias
     if mask is not None:
         logits = logits.masked_fill(~mask[:, None, None, :], -1e30)
     return torch.softmax(logits, dim=-1) @ v
@@ -207,9 +209,9 @@ class Summariser(nn.Module):
         heads, inner = sizes.pool_heads, sizes.pool_heads * sizes.pool_width
         self.heads = heads
         self.query = perceptron(2 * TIMECODE + 1, 2 * sizes.precision, inner)
-        self.key = nn.Conv2d(sizes.precision, inner, 1)
+        self.key = nn.Linear(sizes.precision, inner)
         self.key_time = nn.Linear(TIMECODE, inner)
-        self.value = nn.Conv2d(sizes.precision, inner, 1)
+        self.value = nn.Linear(sizes.precision, inner)
         each = -(-heads // sources)
         self.centre = nn.Parameter((torch.arange(heads) // sources + 0.5) / each)
         self.log_width = nn.Parameter(torch.full((heads,), math.log(1.0 / each)))
@@ -218,18 +220,20 @@ class Summariser(nn.Module):
         self.out = nn.Conv2d(2 * sizes.embedding, sizes.embedding, 1)
 
     def forward(self, encoded: Encoded, valid: Int[Tensor, "b 2"]) -> Float[Tensor, "b d h w"]:
+        b, t, h, w = encoded.present.shape
         frames = F.interpolate(encoded.features.flatten(0, 1), scale_factor=2, mode="bilinear")
-        key, value = (self.split(project(frames), encoded) for project in (self.key, self.value))  # b t k e h w
-        key = key + self.key_time(timecode(encoded.time)).unflatten(-1, (self.heads, -1))[..., None, None]
-        query = self.query(self.describe(valid)).unflatten(-1, (self.heads, -1))
-        logits = torch.einsum("bke,btkehw->btkhw", query, key) / math.sqrt(query.shape[-1])
-        logits = logits + self.nearness(encoded, valid)[..., None, None]
-        logits = logits.masked_fill(~encoded.present[:, :, None], -1e30)
-        pooled = torch.einsum("btkhw,btkehw->bkehw", torch.softmax(logits, dim=1), value).flatten(1, 2)
+        series = frames.view(b, t, -1, h * w).permute(0, 3, 1, 2).reshape(b * h * w, t, -1)
+        when = self.key_time(timecode(encoded.time)).repeat_interleave(h * w, dim=0)
+        query = self.query(self.describe(valid)).repeat_interleave(h * w, dim=0)[:, None]
+        mask = encoded.present.permute(0, 2, 3, 1).reshape(b * h * w, t)
+        near = self.nearness(encoded, valid).transpose(1, 2).repeat_interleave(h * w, dim=0)[:, :, None]
+        key, value = self.key(series) + when, self.value(series)
+        pooled = attend(*(self.split(x) for x in (query, key, value)), mask, near)  # (b h w) k 1 e
+        pooled = pooled.reshape(b, h, w, -1).permute(0, 3, 1, 2).contiguous()
         return F.normalize(self.out(F.gelu(self.hidden(pooled))), dim=1)
 
-    def split(self, projected: Tensor, encoded: Encoded) -> Float[Tensor, "b t k e h w"]:
-        return projected.unflatten(0, encoded.time.shape).unflatten(2, (self.heads, -1))
+    def split(self, x: Float[Tensor, "m s e"]) -> Float[Tensor, "m k s e2"]:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def describe(self, valid: Int[Tensor, "b 2"]) -> Float[Tensor, "b f"]:
         years = (valid[:, 1] - valid[:, 0]).double() / (DAY * YEAR)

@@ -1,0 +1,178 @@
+"""What training does to a network, on simulated sites: small, but real training of the whole objective.
+
+One short run is shared by all. Claims are about paired differences over held-out batches, in standard errors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from toys import sub_pixel_share
+
+from aefcli import checkpoint, losses, recipe
+from aefcli.batch import DAY, Batch, Frames, make_batch
+from aefcli.cube import Cube, Request, fetch, open_cube
+from aefcli.extent import BBox, Period
+from aefcli.model import Model
+from aefcli.recipe import Recipe
+from aefcli.sample import batches
+from aefcli.simulate import simulate
+from aefcli.train import Record, train
+
+STEPS = 150
+HELD_OUT = 12  # batches
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Trained:
+    plan: Recipe
+    cube: Cube
+    model: Model
+    records: list[Record]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """nano with few frames, a minute or two on one core."""
+    folder = tmp_path_factory.mktemp("learning")
+    world = simulate(folder / "world", seed=11, sites=16, size=64)
+    request = Request(str(world.catalog), BBox(*world.bbox), Period.parse("2023"))
+    cube = open_cube(fetch(request, folder / "cube.zarr").path)
+    plan = recipe.load("nano").replace(data={"frames": [10, 5, 4]}, train={"steps": STEPS, "warmup": 15})
+    run = checkpoint.new_run(folder / "run", plan)
+    records = list(train(run, plan, [cube], CPU))
+    return Trained(plan, cube, checkpoint.load(run), records)
+
+
+def held_out(trained: Trained, count: int = HELD_OUT) -> list[Batch]:
+    """Batches that training did not draw."""
+    stream = batches([trained.cube], trained.plan, seed=trained.plan.train.seed + 1)
+    return [next(stream) for _ in range(count)]
+
+
+def assert_greater(larger: list[float], smaller: list[float]) -> None:
+    """By more than three standard errors of the paired difference."""
+    gap = np.array(larger) - np.array(smaller)
+    assert gap.mean() > 3 * gap.std(ddof=1) / math.sqrt(len(gap)), (gap.mean(), gap.std(ddof=1))
+
+
+@torch.inference_mode()
+def error(model: Model, batch: Batch, name: str, valid: torch.Tensor, place: torch.Tensor | None = None) -> float:
+    """Plain L1 of one source's target, from the mean direction for a valid period; the instant is in it or given."""
+    encoded = model.encode(batch.inputs)
+    field = model.summarise(encoded, valid[:, None])[:, 0]
+    target, weight = batch.targets[name], batch.targets[name].weight[:, 0] * encoded.seen
+    every = losses.cells(weight, torch.Generator())
+    time = target.time[:, 0] if place is None else place
+    answer = model.decode(name, losses.at(field, every.index)[:, :, 0], time, valid, target.meta[:, 0])
+    return losses.l1(answer[:, :, None], target.pixels[:, 0], target.bands[:, 0], every).item()
+
+
+def test_each_term_falls(trained: Trained) -> None:
+    """From its worst fifth of the run to the last: consistency begins small, as all vectors of a fresh net are alike."""
+    for name in trained.records[0].parts:
+        values = [np.array([record.parts[name] for record in fifth]) for fifth in fifths(trained.records)]
+        worst, last = max(values, key=np.mean), values[-1]
+        spread = math.hypot(worst.std(ddof=1), last.std(ddof=1)) / math.sqrt(len(last))
+        assert worst.mean() - last.mean() > 3 * spread, name
+
+
+def fifths(records: list[Record]) -> list[list[Record]]:
+    return [[records[i] for i in part] for part in np.array_split(np.arange(len(records)), 5)]
+
+
+def test_uniformity_heads_to_a_tenth_and_not_to_one(trained: Trained) -> None:
+    means = [np.mean([record.parts["uniformity"] for record in fifth]) for fifth in fifths(trained.records)]
+    assert abs(means[-1] - 0.1) < abs(means[-1] - 1)
+    assert means[-1] == min(means)
+
+
+@pytest.mark.parametrize("name", ["sentinel-2", "sentinel-1", "landsat"])
+def test_wrong_dates_of_the_inputs_make_reconstruction_worse(trained: Trained, name: str) -> None:
+    """The dates of the frames are dealt out anew within each source."""
+
+    def redated(frames: Frames, generator: torch.Generator) -> Frames:
+        order = torch.stack([torch.randperm(frames.time.shape[1], generator=generator) for _ in frames.time])
+        return replace(frames, time=frames.time.gather(1, order))
+
+    right, wrong = [], []
+    for index, batch in enumerate(held_out(trained)):
+        generator = torch.Generator().manual_seed(index)
+        inputs = {source: redated(frames, generator) for source, frames in batch.inputs.items()}
+        right.append(error(trained.model, batch, name, batch.valid[name]))
+        wrong.append(error(trained.model, replace(batch, inputs=inputs), name, batch.valid[name]))
+    assert_greater(wrong, right)
+
+
+def test_the_wrong_valid_period_gives_the_wrong_season(trained: Trained) -> None:
+    """60 days around the target against 60 days half a year away, decoded at the same place in the period."""
+    right, wrong = [], []
+    for batch in held_out(trained):
+        start, end = batch.support.unbind(1)
+        instant = batch.targets["sentinel-2"].time[:, 0].clamp(min=start + 30 * DAY, max=end - 30 * DAY - 1)
+        away = start + (instant - start + (end - start) // 2) % (end - start)
+        away = away.clamp(min=start + 30 * DAY, max=end - 30 * DAY - 1)
+        for centre, into in ((instant, right), (away, wrong)):
+            valid = torch.stack([centre - 30 * DAY, centre + 30 * DAY], dim=1)
+            into.append(error(trained.model, batch, "sentinel-2", valid, place=centre))
+    assert_greater(wrong, right)
+
+
+def patch_of(trained: Trained, top: int, left: int, side: int = 64) -> dict[str, Frames]:
+    from aefcli.extent import Tile
+    from aefcli.sample import in_period, window
+
+    tile = Tile(top, left, top + side, left + side)
+    return {
+        name: window(trained.cube, name, tile, in_period(source, trained.cube.period)[::3])
+        for name, source in trained.cube.sources.items()
+    }
+
+
+@torch.inference_mode()
+def year_of(trained: Trained, frames: dict[str, Frames]) -> torch.Tensor:
+    period = trained.cube.period
+    valid = torch.tensor([[[period.start, period.end]]])
+    return trained.model.summarise(trained.model.encode(frames), valid)[:, 0]
+
+
+def test_the_sub_pixel_position_explains_nothing_after_training(trained: Trained) -> None:
+    """Of many places, so that the land itself does not stand at even pixels by chance."""
+    fields = torch.cat([year_of(trained, patch_of(trained, top, left)) for top in (0, 65, 130) for left in (1, 66, 131)])
+    assert sub_pixel_share(fields) < 0.01
+
+
+def test_a_scene_shifted_by_a_pixel_gives_embeddings_shifted_by_a_pixel(trained: Trained) -> None:
+    """What stays behind is well below what would, if the embeddings did not follow."""
+    followed, left_behind = [], []
+    inner = slice(8, -8)
+    for top in (4, 68, 132):
+        for left in (4, 68, 132):
+            before, after = (year_of(trained, patch_of(trained, top, left + step))[0] for step in (0, 1))
+            moved = before.roll(-1, dims=2)
+            followed.append((1 - (moved * after).sum(0))[inner, inner].mean().item())
+            left_behind.append((1 - (before * after).sum(0))[inner, inner].mean().item())
+    assert_greater(left_behind, [2 * each for each in followed])
+
+
+def test_the_consistency_term_does_what_it_says(trained: Trained) -> None:
+    """Vectors under missing frames lie nearer to the whole year's than vectors of other pixels do."""
+    apart: Callable[[torch.Tensor, torch.Tensor], float] = lambda a, b: (1 - (a * b).sum(1)).mean().item() / 2  # noqa: E731
+    less, other = [], []
+    for top in (0, 64, 128):
+        for left in (0, 64, 128):
+            frames = patch_of(trained, top, left)
+            whole = year_of(trained, frames)
+            half = {
+                name: each.without((torch.arange(each.time.shape[1]) % 2 == 0)[None]) for name, each in frames.items()
+            }
+            less.append(apart(whole, year_of(trained, half)))
+            other.append(apart(whole, whole.roll(20, dims=2)))
+    assert_greater(other, less)
