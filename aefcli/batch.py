@@ -1,8 +1,8 @@
 """What the model is fed: frames of each source, ragged in time by presence, and what is done to them.
 
-Owns `Frames`, `Text` and `Batch`, padding in time, holding a target out, drawing valid periods, the gap in radar frames,
-and the perturbation that makes a student's inputs out of a teacher's. Knows neither files nor the network. Source:
-method.md sections 2 and 8.
+Owns `Frames`, `Text` and `Batch`, padding in time, holding a target out, drawing valid periods, the gap in radar
+frames, and the perturbation that makes a student's inputs out of a teacher's. Knows neither files nor the network.
+Source: method.md sections 2 and 8.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Frames:
 
 @dataclass(frozen=True)
 class Text:
-    """At most one text per sample: the vector a frozen language model gave it, where it lies, what period it tells of."""
+    """At most one text per sample: its vector by a frozen language model, where it lies, what period it tells of."""
 
     vector: Float[Tensor, "b v"]  # 0 where there is none
     pixel: Int[Tensor, "b 2"]  # row, column
@@ -110,9 +110,7 @@ def make_batch(
     for name, source in frames.items():
         inputs[name], targets[name] = hold_out(source, generator)
     targets |= alone
-    valid = {
-        name: draw_valid(support, target.time[:, 0], whole_support, generator) for name, target in targets.items()
-    }
+    valid = {name: draw_valid(support, target.time[:, 0], whole_support, generator) for name, target in targets.items()}
     if "sentinel-1" in inputs:
         inputs["sentinel-1"] = with_gap(inputs["sentinel-1"], generator)
     return Batch(inputs, targets, valid, support)
@@ -127,9 +125,7 @@ def with_gap(frames: Frames, generator: torch.Generator) -> Frames:
     angle, width = math.pi * draw[0], 0.5 + 1.5 * draw[1]
     down, right = torch.arange(h)[:, None] + 0.5 - h * draw[2], torch.arange(w) + 0.5 - w * draw[3]
     gap = (down * angle.cos() - right * angle.sin()).abs() < width / 2
-    return replace(
-        frames, present=frames.present & ~gap[:, None], weight=frames.weight.masked_fill(gap[:, None], 0.0)
-    )
+    return replace(frames, present=frames.present & ~gap[:, None], weight=frames.weight.masked_fill(gap[:, None], 0.0))
 
 
 def hold_out(frames: Frames, generator: torch.Generator) -> tuple[Frames, Frames]:

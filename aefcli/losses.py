@@ -136,9 +136,7 @@ def shifted_l1(
     return (share * best).sum() / share.sum().clamp(min=_TINY)
 
 
-def cross_entropy(
-    logits: Float[Tensor, "b m k c"], classes: Int[Tensor, "b h w"], cells: Cells
-) -> Float[Tensor, ""]:
+def cross_entropy(logits: Float[Tensor, "b m k c"], classes: Int[Tensor, "b h w"], cells: Cells) -> Float[Tensor, ""]:
     """Cross-entropy between the shares of the classes in a cell: of the map, and by the mean of the probabilities."""
     part = cells.part[..., None]
     theirs = (part * F.one_hot(at(classes[:, None], cells.index)[..., 0], logits.shape[-1])).sum(2)

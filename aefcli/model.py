@@ -1,8 +1,8 @@
 """The network: frames of all sources on one time axis, in; unit vectors per pixel and valid period, out.
 
 One file that reads like the paper (method.md sections 2-7). Owns timecodes, source encoders, the space-time-precision
-(STP) encoder, the summariser, the von Mises-Fisher bottleneck, the decoders and the text head. Knows nothing of files, losses,
-teachers or students, and never sees coordinates.
+(STP) encoder, the summariser, the von Mises-Fisher bottleneck, the decoders and the text head. Knows nothing of files,
+losses, teachers or students, and never sees coordinates.
 
 Frames travel packed: all frames of the batch that have anything present in one axis n, each with its site (its row of
 the batch) and its place among that site's frames. Space and precision work on frames one by one; only the time
@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -310,7 +310,8 @@ class SourceEncoder(nn.Module):
     def forward(self, pixels: Float[Tensor, "n c h w"], there: Bool[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
         # where, not a product: what is not present must not reach the network even if it is NaN.
         values = torch.where(there, pixels, 0.0)
-        return self.project(torch.cat([values, there.to(values.dtype)], 1)) + self.source[:, None, None]
+        x = self.project(torch.cat([values, there.to(values.dtype)], 1))
+        return x + self.source.to(x.dtype)[:, None, None]  # under autocast the states stay in bfloat16
 
 
 def unit(x: Tensor, dim: int) -> Tensor:
@@ -556,16 +557,16 @@ class Model(nn.Module):
         The exchange is left alone: compiled with it by torch 2.13 on a CPU, its way up gave zero gradients.
         """
         for block in self.blocks:
-            for operator in block.operators.values():
+            for operator in cast(Block, block).operators.values():
                 operator.compile(dynamic=True)
 
     def parameters_by_part(self) -> dict[str, int]:
         """Numbers of parameters. Decoders, the text head among them, serve training alone."""
-        operators = [(path, part) for block in self.blocks for path, part in block.operators.items()]
-        parts = {
+        blocks = [cast(Block, block) for block in self.blocks]
+        parts: dict[str, list[nn.Module]] = {
             "stem": [self.stem],
-            **{path: [part for own, part in operators if own == path] for path in reversed(_PATHS)},
-            "exchange": [block.exchange for block in self.blocks],
+            **{path: [b.operators[path] for b in blocks if path in b.operators] for path in reversed(_PATHS)},
+            "exchange": [block.exchange for block in blocks],
             "summary": [self.summariser],
             "decoders": [self.decoders, *([self.text] if self.text else [])],
         }

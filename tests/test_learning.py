@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ import torch
 from toys import sub_pixel_share
 
 from aefcli import checkpoint, losses, recipe
-from aefcli.batch import DAY, Batch, Frames, make_batch
+from aefcli.batch import DAY, Batch, Frames
 from aefcli.cube import Cube, Request, fetch, open_cube
 from aefcli.extent import BBox, Period
 from aefcli.model import Model
@@ -145,7 +144,9 @@ def year_of(trained: Trained, frames: dict[str, Frames]) -> torch.Tensor:
 
 def test_the_sub_pixel_position_explains_nothing_after_training(trained: Trained) -> None:
     """Of many places, so that the land itself does not stand at even pixels by chance."""
-    fields = torch.cat([year_of(trained, patch_of(trained, top, left)) for top in (0, 65, 130) for left in (1, 66, 131)])
+    fields = torch.cat(
+        [year_of(trained, patch_of(trained, top, left)) for top in (0, 65, 130) for left in (1, 66, 131)]
+    )
     assert sub_pixel_share(fields) < 0.01
 
 

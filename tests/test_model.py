@@ -230,7 +230,8 @@ def test_sources_bands_and_numbers_of_frames_mix_in_one_batch(model: Model) -> N
     some = sites[2]["sentinel-1"].bands.clone()
     some[:, :2, 2:] = False
     sites[2]["sentinel-1"] = replace(sites[2]["sentinel-1"], bands=some)
-    mixed = vectors(model, {name: stack([site[name] for site in sites]) for name in sites[0]}, VALID[:1].expand(3, 1, 2))
+    batch = {name: stack([site[name] for site in sites]) for name in sites[0]}
+    mixed = vectors(model, batch, VALID[:1].expand(3, 1, 2))
     for row, site in enumerate(sites):
         alone = vectors(model, {name: f for name, f in site.items() if f.present.any()}, VALID[:1])
         torch.testing.assert_close(mixed[row], alone[0], atol=1e-5, rtol=0)
@@ -249,7 +250,10 @@ def test_paths_start_staggered_and_end_at_precision() -> None:
 
 
 def test_sub_pixel_position_explains_little_variance() -> None:
-    """The up-sampling must not give the four pixels of a cell four codes (method.md, section 5). Trained: test_learning."""
+    """The up-sampling must not give the four pixels of a cell four codes (method.md, section 5).
+
+    After training: test_learning.
+    """
     fresh = checkpoint.build(toy_recipe()).eval()
     assert sub_pixel_share(vectors(fresh, noise_inputs(b=2, t=4, side=64))[:, 0]) < 0.01
 

@@ -172,8 +172,9 @@ def physical(name: str, rng: np.random.Generator) -> xr.Dataset:
         return scene(name, {"land_cover": codes}, gsd, first="2016-07-01", every=1826)
     values = {}
     for band in source.bands:
-        usual = {"log": 2000.0, "db": 0.1, "amplitude": 7000.0}.get(band.transform, band.mean / band.scale)
-        values[band.name] = (usual * rng.uniform(0.8, 1.2, shape)).astype(source.dtype)
+        usual = {"log": 0.2, "db": 0.1, "amplitude": 7000.0}.get(band.transform, band.mean)
+        stored = (usual * rng.uniform(0.9, 1.1, shape) - band.offset) / band.scale
+        values[band.name] = stored.astype(source.dtype)
     if name == "gedi":  # sparse: a track in June
         empty = np.ones(shape, dtype=bool)
         empty[5, :, 7] = False
