@@ -16,6 +16,7 @@ from aefcli.cube import Cube, CubeSource
 from aefcli.extent import Period, tiles
 from aefcli.recipe import Recipe
 from aefcli.sample import normalise
+from aefcli.sources import INPUTS
 
 _TILE = 128  # px; a chunk of the cube
 
@@ -28,7 +29,7 @@ def composite(cube: Cube, rows: np.ndarray, columns: np.ndarray, periods: Sequen
     ever has one.
     """
     parts = []
-    for source in cube.sources.values():
+    for source in (cube.sources[name] for name in INPUTS if name in cube.sources):
         series, clear = _series(cube, source, rows, columns)
         parts.append(np.stack([_compose(source, series, clear, period) for period in periods], axis=1))
     out = np.concatenate(parts, axis=2)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ipaddress
 import json
 import socket
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -72,11 +71,10 @@ class Catalog:
     def offers(self) -> tuple[dict[str, str], dict[str, str]]:
         """Sources by collection: those that anybody can read, and those that are not, with the reason.
 
-        Sources that no catalog has are in neither, and share the reason that the second gives for every other name.
+        Sources that no catalog has are in neither.
         """
         barred = _NEEDS_CREDENTIALS.get(self.reference, {})
-        free: dict[str, str] = {}
-        other: dict[str, str] = defaultdict(lambda: "no catalog has it, it comes from files")
+        free, other = {}, {}
         for name, source in SOURCES.items():
             if not source.collections:
                 continue

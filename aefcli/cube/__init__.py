@@ -11,6 +11,7 @@ the writing, slab by slab. Values are stored as delivered; turning them into mod
         scale, offset            (time, band) physical = stored * scale + offset
         delivered                (time, band) 1 where the scene has the band
         items, platform, orbit   (time) lineage
+        pass, look ...           (time) acquisition geometry, where a source has it and it is no lineage
 
 Each source keeps its own spacing where that is coarser than the cube's; all share the cube's corner.
 Sources: `sources.md`, `stores.md`.

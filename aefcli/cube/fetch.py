@@ -81,6 +81,8 @@ def fetch(
     for name in request.sources:
         if name not in SOURCES:
             raise unknown("source", name, SOURCES)
+        if not SOURCES[name].collections:
+            raise BadInput(f"no catalog has {name}: it comes from files", "leave it out")
     grid = grid_of(request.bbox, request.gsd, request.crs)
     asked = request.as_dict()
     with ledger.build(out, asked, lambda: _plan(open_catalog(request.catalog), request), overwrite=overwrite) as build:
