@@ -205,7 +205,8 @@ class Time(nn.Module):
         height, width = x.shape[-2:]
         cells = x.flatten(2).transpose(1, 2)
         code = timecode(layout.time).to(self.when.weight.dtype)
-        series = layout.spread(self.norms[0](cells) + self.when(code)[:, None]).transpose(1, 2)  # b cells t d
+        series = layout.spread(self.norms[0](cells) + self.when(code)[:, None])
+        series = series.transpose(1, 2).contiguous()  # b cells t d; a linear layer copies its weights for strided input
         # Attention without a mask is the quicker kernel.
         mask = None if layout.even else layout.filled[:, None].expand(-1, series.shape[1], -1).flatten(0, 1)
         mixed = self.attention(series.flatten(0, 1), mask=mask).unflatten(0, series.shape[:2])

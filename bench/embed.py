@@ -7,7 +7,6 @@ the codes in the field equal those of the vectors computed apart from it. Median
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import tempfile
@@ -16,13 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from aefcli import checkpoint, embed, field, recipe
 from aefcli.cube import Cube, Request, fetch, open_cube
 from aefcli.extent import BBox, Period, tiles
 from aefcli.simulate import simulate
+from bench.measure import Check, Result
 
 REPEATS = 3
 PERIOD = Period.parse("2023")
@@ -31,11 +29,10 @@ CPU = torch.device("cpu")
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        report(*measure(Path(folder)))
+        measure(Path(folder)).show("--json" in sys.argv)
 
 
-def measure(folder: Path) -> tuple[list[tuple[str, float, float, str]], dict[str, float]]:
-    """Rows of (what, encoded pixels/s, seconds, correct), and the ratios."""
+def measure(folder: Path) -> Result:
     cube = made_up(folder)
     plan = recipe.load("nano")
     run = checkpoint.new_run(folder / "run", plan)
@@ -49,14 +46,18 @@ def measure(folder: Path) -> tuple[list[tuple[str, float, float, str]], dict[str
         embed.embed(cube, run, [PERIOD], folder / f"{repeat}.zarr", device=CPU)
         whole.append(time.perf_counter() - began)
         alone.append(encoder(cube, run))
-    correct = "yes" if equal(cube, run, folder / "0.zarr") else "NO"
-    ours, theirs = encoded / statistics.median(whole), encoded / statistics.median(alone)
+    correct = {"end to end": Check(wrong(cube, run, folder / "0.zarr"), 0)}
+    taken = {"end to end": statistics.median(whole), "encoder alone": statistics.median(alone)}
     rows = [
-        ("end to end", ours, statistics.median(whole), correct),
-        ("encoder alone", theirs, statistics.median(alone), "-"),
+        (name, f"{encoded / spent:,.0f}", f"{spent:.1f}", name if name in correct else "")
+        for name, spent in taken.items()
     ]
-    overtiling = encoded / (cube.shape[0] * cube.shape[1])
-    return rows, {"end_to_end": ours / theirs, "overtiling": overtiling}
+    ratios = {
+        "end_to_end": taken["encoder alone"] / taken["end to end"],
+        "overtiling": encoded / (cube.shape[0] * cube.shape[1]),
+    }
+    title = f"nano, median of {REPEATS}"
+    return Result("embed", title, ("encoded px/s", "seconds"), rows, ratios, correct, {"seconds": taken})
 
 
 def made_up(folder: Path) -> Cube:
@@ -77,26 +78,13 @@ def encoder(cube: Cube, run: checkpoint.Run) -> float:
     return seconds
 
 
-def equal(cube: Cube, run: checkpoint.Run, path: Path) -> bool:
-    """Whether the field's codes are those of vectors computed pixel by pixel, apart from it."""
+def wrong(cube: Cube, run: checkpoint.Run, path: Path) -> int:
+    """How many codes of some pixels of the field differ from those of vectors computed apart from it."""
     rng = np.random.default_rng(0)
     rows, columns = (rng.integers(0, extent, 50) for extent in cube.shape)
     vectors = embed.at_points(checkpoint.load(run), run.recipe, cube, rows, columns, [PERIOD], CPU)
     codes = field.open_field(path)["embeddings"].values[:, :, rows, columns].transpose(2, 0, 1)
-    return bool((field.quantise(vectors) == codes).all())
-
-
-def report(rows: list[tuple[str, float, float, str]], ratios: dict[str, float]) -> None:
-    if "--json" in sys.argv:
-        print(json.dumps({"bench": "embed", "ratios": ratios}))
-        return
-    table = Table(title=f"bench.embed: nano, median of {REPEATS}", title_justify="left")
-    for name in ("", "encoded px/s", "seconds", "correct"):
-        table.add_column(name, justify="right" if name else "left")
-    for what, rate, seconds, correct in rows:
-        table.add_row(what, f"{rate:,.0f}", f"{seconds:.1f}", correct)
-    Console().print(table)
-    print("  ".join(f"{name} {value:.2f}" for name, value in ratios.items()))
+    return int((field.quantise(vectors) != codes).sum())
 
 
 if __name__ == "__main__":

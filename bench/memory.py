@@ -1,16 +1,21 @@
 """Activation checkpointing: memory kept for the way back, and what it costs: `python -m bench.memory [--json]`.
 
-`saved_bytes` is what one training forward of encoder and summariser saves for backward without checkpointing over with
-it: every storage counted once, parameters not at all, the same on every machine. `time` is forward and backward with
-over without. Correct: the gradients of both.
+`saved_bytes` is what one training forward of encoder and summariser leaves in memory for backward without checkpointing
+over with it: every storage counted once, parameters and inputs not at all, the same in every run. `time` is forward and
+backward with over without. Correct: the gradients of both.
 """
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from aefcli.batch import Frames
 from aefcli.model import Model
@@ -57,17 +62,36 @@ def backward(model: Model, inputs: Mapping[str, Frames], checkpointing: bool) ->
 
 
 def saved_bytes(model: Model, inputs: Mapping[str, Frames], checkpointing: bool) -> int:
-    """Bytes of all storages that a forward keeps for backward, parameters apart."""
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: dict[int, Tensor] = {}  # holding them, so that no address serves twice
+    """Bytes that a forward leaves behind for its backward, parameters and inputs apart."""
+    given = [*model.parameters(), *(tensor for frames in inputs.values() for tensor in vars(frames).values())]
+    with Storages() as storages:
+        held = loss(model, inputs, checkpointing)
+    own = {tensor.untyped_storage()._cdata for tensor in (*given, held)}
+    return sum(size for address, size in storages.alive().items() if address not in own)
 
-    def pack(tensor: Tensor) -> Tensor:
-        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
-        return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss(model, inputs, checkpointing)
-    return sum(tensor.untyped_storage().nbytes() for address, tensor in kept.items() if address not in own)
+class Storages(TorchDispatchMode):
+    """Notes every storage that an operation fills, and later which of them somebody still holds.
+
+    `saved_tensors_hooks` would not do: checkpointing keeps the states of a block where no hook sees them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                self.made[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        return out
+
+    def alive(self) -> dict[int, int]:
+        """Bytes of those still held, by address."""
+        gc.collect()
+        return {address: size for address, (storage, size) in self.made.items() if not storage.expired()}
 
 
 def gradients_of(model: Model, inputs: Mapping[str, Frames], checkpointing: bool) -> list[Tensor]:
