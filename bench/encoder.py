@@ -36,7 +36,8 @@ def run(setting: Setting) -> Result:
         },
         setting.repeats,
     )
-    plain = vectors(copy.deepcopy(model).to(memory_format=torch.contiguous_format), inputs, valid)
+    contiguous = copy.deepcopy(model).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    plain = vectors(contiguous, inputs, valid)
     correct = {
         "fp32": Check(measure.difference(vectors(model, inputs, valid), plain), 1e-4),
         "bf16": Check((rounded(model, inputs, valid) * plain).sum(2).mean().item(), 0.999, least=True),

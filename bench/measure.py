@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import time
@@ -31,6 +32,7 @@ YEAR = Period.parse("2023")
 SLOTS = {"sentinel-2": 10, "sentinel-1": 3, "landsat": 3}  # T = 16 frames
 REPEATS = 5
 STIR = 0.02  # std of the noise on weights: fresh residual branches are silent, and would agree about anything
+BRANCH = 0.5  # and what it may make of numbers of size 1, however many a weight sums
 
 
 # --- options --------------------------------------------------------------------------------------------------------
@@ -94,7 +96,8 @@ def stirred(plan: Recipe) -> Model:
     rng = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += STIR * torch.randn(parameter.shape, generator=rng)
+            most = BRANCH / math.sqrt(parameter[0].numel()) if parameter.dim() > 1 else STIR
+            parameter.add_(min(STIR, most) * torch.randn(parameter.shape, generator=rng))
     return model.eval()
 
 

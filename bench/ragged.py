@@ -89,7 +89,7 @@ def of(model: Model, inputs: Mapping[str, Frames], site: int) -> Tensor:
 
 def frames_of(inputs: Mapping[str, Frames]) -> list[int]:
     """How many frames each site has."""
-    return sum(frames.present.flatten(2).any(-1).sum(1) for frames in inputs.values()).tolist()
+    return torch.cat([frames.present.flatten(2).any(-1) for frames in inputs.values()], dim=1).sum(1).tolist()
 
 
 if __name__ == "__main__":

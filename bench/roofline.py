@@ -199,6 +199,7 @@ def row(each: Timed, peak: float, check: str) -> tuple[str, ...]:
 def network(case: Case, chosen: argparse.Namespace) -> Model:
     model = measure.stirred(case.plan).to(case.device)
     if chosen.compile:
+        torch._dynamo.reset()  # or networks before this one use up its number of versions
         model.compile_operators()
     return model
 

@@ -24,7 +24,7 @@ from aefcli.simulate import simulate
 from aefcli.sources import INPUTS
 from aefcli.train import Record, objective, train
 
-STEPS = 150
+STEPS = 110
 HELD_OUT = 12  # batches
 CPU = torch.device("cpu")
 

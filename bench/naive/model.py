@@ -228,7 +228,8 @@ class Summariser(nn.Module):
         mask = encoded.present.permute(0, 2, 3, 1).reshape(b * h * w, t)
         near = self.nearness(encoded, valid).transpose(1, 2).repeat_interleave(h * w, dim=0)[:, :, None]
         key, value = self.key(series) + when, self.value(series)
-        pooled = attend(*(self.split(x) for x in (query, key, value)), mask, near)  # (b h w) k 1 e
+        q, k, v = (self.split(x) for x in (query, key, value))
+        pooled = attend(q, k, v, mask, near)  # (b h w) k 1 e
         pooled = pooled.reshape(b, h, w, -1).permute(0, 3, 1, 2).contiguous()
         return F.normalize(self.out(F.gelu(self.hidden(pooled))), dim=1)
 

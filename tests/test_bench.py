@@ -1,0 +1,178 @@
+"""The benchmarks measure right answers: the naive network is the same architecture, and their checks can fail."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from toys import YEAR, noise_inputs, toy_recipe
+
+from aefcli import recipe
+from aefcli.batch import Frames
+from aefcli.model import Model
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from bench import decoders, encoder, measure, memory, periods, ragged, roofline
+from bench.measure import Check, Result, Setting
+from bench.naive.model import Naive
+
+VALID = torch.tensor([[[YEAR.start, YEAR.end]]] * 2)
+TOY = Setting(toy_recipe(loss={"pixels": 64}), side=32, repeats=1)
+
+
+@pytest.fixture(scope="module")
+def ours() -> Model:
+    return measure.stirred(TOY.plan)
+
+
+@pytest.fixture(scope="module")
+def naive(ours: Model) -> Naive:
+    return measure.naive_like(ours, TOY.plan)
+
+
+def gappy() -> dict[str, Frames]:
+    """Frames of noise, some of them missing at one site, and one in part."""
+    inputs = noise_inputs()
+    gone = torch.zeros(2, 4, dtype=torch.bool)
+    gone[0, 1:3] = True
+    inputs["sentinel-2"] = inputs["sentinel-2"].without(gone)
+    inputs["landsat"].present[1, 0, :7, :9] = False
+    return inputs
+
+
+# --- the naive network ----------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def test_naive_encoder_has_our_weights_and_gives_our_features(ours: Model, naive: Naive) -> None:
+    for part in ("stem", "blocks", "decoders"):
+        own, theirs = (getattr(network, part).state_dict() for network in (ours, naive))
+        assert own.keys() == theirs.keys()
+        assert all(torch.equal(own[name], theirs[name]) for name in own)
+    inputs = gappy()
+    packed, dense = ours.encode(inputs), naive.encode(inputs)
+    filled = dense.present.flatten(2).any(-1)
+    assert (~filled).any()
+    # Both go through sites, then sources, then slots; ours leaves the empty ones out.
+    torch.testing.assert_close(dense.features[filled], packed.features, atol=1e-4, rtol=0)
+
+
+@torch.inference_mode()
+def test_naive_vectors_have_unit_length_and_do_not_hang_on_what_is_not_present(naive: Naive) -> None:
+    inputs = gappy()
+    vectors = naive.summarise(naive.encode(inputs), VALID)
+    assert vectors.shape == (2, 1, 64, 32, 32)
+    torch.testing.assert_close(vectors.norm(dim=2), torch.ones(2, 1, 32, 32))
+    frames = inputs["sentinel-2"]
+    other = replace(frames, pixels=torch.where(frames.present[:, :, None], frames.pixels, 7.0))
+    again = naive.summarise(naive.encode({**inputs, "sentinel-2": other}), VALID)
+    torch.testing.assert_close(again, vectors, atol=1e-6, rtol=0)
+    moved = {**inputs, "sentinel-2": replace(frames, pixels=frames.pixels + 1)}
+    assert (naive.summarise(naive.encode(moved), VALID) - vectors).abs().max() > 1e-3
+
+
+# --- the benchmarks -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bench", [encoder, ragged, periods, decoders, memory], ids=lambda bench: bench.__name__)
+def test_every_benchmark_runs_and_is_right(bench: object, capsys: pytest.CaptureFixture[str]) -> None:
+    result = bench.run(TOY)
+    assert result.right, result.correct
+    assert all(value > 0 for value in result.ratios.values())
+    result.show(as_json=True)
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["bench"] == result.bench
+    assert printed["ratios"] == dict(result.ratios)
+    result.show(as_json=False)
+    assert "yes" in capsys.readouterr().out
+
+
+def test_three_fifths_of_the_slots_are_empty_and_no_site_is() -> None:
+    frames = ragged.frames_of(ragged.thinned(measure.noise(b=ragged.SITES, side=16)))
+    assert sum(frames) == round(0.4 * 64)
+    assert min(frames) > 0
+
+
+def test_decoders_notice_a_biased_sample(ours: Model) -> None:
+    work, rng = decoders.made_up(TOY), torch.Generator().manual_seed(0)
+    whole = decoders.sampled(ours, work, rng, pixels=None)
+    assert decoders.spread(lambda: decoders.sampled(ours, work, rng), whole).right
+    assert not decoders.spread(lambda: decoders.sampled(ours, work, rng) * 1.05, whole).right
+
+
+def test_checkpointing_keeps_a_fifth_at_most() -> None:
+    """`small` on a small patch: the share hangs little on it."""
+    model, inputs = measure.stirred(recipe.load("small")).train(), measure.noise(side=16)
+    kept, checkpointed = (memory.saved_bytes(model, inputs, on) for on in (False, True))
+    assert kept >= 5 * checkpointed
+
+
+def test_bytes_kept_are_those_that_autograd_saves(ours: Model) -> None:
+    inputs, model = measure.noise(side=16), measure.stirred(TOY.plan).train()
+    given = [*model.parameters(), *(tensor for frames in inputs.values() for tensor in vars(frames).values())]
+    own = {tensor.untyped_storage().data_ptr() for tensor in given}
+    saved: dict[int, torch.Tensor] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        saved.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        held = memory.loss(model, inputs, False)
+    expected = sum(tensor.untyped_storage().nbytes() for address, tensor in saved.items() if address not in own)
+    assert held.requires_grad
+    assert memory.saved_bytes(model, inputs, False) == expected
+
+
+def test_roofline_measures_on_a_cpu_what_it_is_told_to(tmp_path: Path) -> None:
+    path = tmp_path / "toy.toml"
+    path.write_text(TOY.plan.to_toml())
+    words = ["--recipe", str(path), "--frames", "4", "--side", "32", "--repeats", "1"]
+    result = roofline.run(roofline.parse(words), torch.device("cpu"))
+    assert result.right, result.correct
+    assert len(result.rows) == 2
+    assert all(value > 0 for value in result.ratios.values())
+    (limits,) = [note for name, note in result.notes.items() if name.startswith("step")]
+    assert "limited by" in limits
+
+
+def test_roofline_without_gpu_or_options_says_so_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    monkeypatch.setattr(sys, "argv", ["roofline"])
+    roofline.main()
+    assert capsys.readouterr().out == "device: no GPU here: nothing measured\n"
+
+
+# --- what they share ------------------------------------------------------------------------------------------------
+
+
+def test_clocks_alternate_and_warm_up() -> None:
+    order: list[str] = []
+
+    def work(name: str) -> Callable[[], None]:
+        return lambda: order.append(name)
+
+    taken = measure.seconds({"a": work("a"), "b": work("b")}, repeats=3)
+    assert order == ["a", "b"] * 4
+    assert set(taken) == {"a", "b"}
+
+
+def test_a_wrong_result_is_shown_and_ends_with_status_1(capsys: pytest.CaptureFixture[str]) -> None:
+    limits = {"at most": Check(0.2, 0.1), "at least": Check(0.9, 0.99, least=True), "nan": Check(float("nan"), 1.0)}
+    assert not any(check.right for check in limits.values())
+    assert Check(0.1, 0.1).right
+    assert Check(0.99, 0.99, least=True).right
+    for name, check in limits.items():
+        result = Result("toy", "toy", (), [("row", name)], {}, {name: check})
+        with pytest.raises(SystemExit, match="1"):
+            result.show(as_json=False)
+        assert "NO" in capsys.readouterr().out
