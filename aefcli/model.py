@@ -34,6 +34,7 @@ _PERIODS = tuple(_YEAR_DAYS * 2.0**k for k in range(4, -8, -1))  # days: 16 year
 _TIMECODE = 2 * len(_PERIODS)
 _PERIOD = 2 * _TIMECODE + 1  # numbers that describe a valid period
 _ABSENT = -1e30  # a logit that leaves nothing after softmax, and yet is finite where all frames have it
+_POOLED, _POOLED_GPU = 2**22, 2**28  # numbers that the summariser pools at once; a CPU keeps those in its cache
 _LEAN = 3.0  # logits by which a head of the summariser begins to favour one source
 _POSITIONS = 8  # half-waves across a valid period that decoders can tell apart
 
@@ -349,33 +350,44 @@ class Summariser(nn.Module):
         self.centre = nn.Parameter((torch.arange(heads) // sources + 0.5) / each)
         self.log_width = nn.Parameter(torch.full((heads,), math.log(1.0 / each)))
         self.lean = nn.Parameter(_LEAN * (torch.arange(sources)[:, None] == owner).float())
-        self.hidden = nn.Conv2d(heads * width, hidden, 1)
+        self.hidden = nn.Linear(heads * width, hidden)
         self.shared = nn.Conv2d(hidden, sizes.embedding, 1)
         self.difference = silent(nn.Conv2d(hidden, 4 * sizes.embedding, 1))
 
     def forward(self, encoded: Encoded, valid: Int[Tensor, "b p 2"]) -> Float[Tensor, "b p d h w"]:
-        hidden = F.gelu(self.hidden(self.pool(encoded, valid).flatten(0, 1)))
+        hidden = self.pool(encoded, valid).flatten(0, 1)
         shared = F.interpolate(self.shared(hidden), scale_factor=2, mode="bilinear", align_corners=False)
         vectors = shared + F.pixel_shuffle(self.difference(hidden), 2)
         return unit(vectors, dim=1).unflatten(0, valid.shape[:2])
 
-    def pool(self, encoded: Encoded, valid: Int[Tensor, "b p 2"]) -> Float[Tensor, "b p e h2 w2"]:
-        """Softmax over the frames of each cell, per period and head; zeros in cells that no frame saw.
+    def pool(self, encoded: Encoded, valid: Int[Tensor, "b p 2"]) -> Float[Tensor, "b p f h2 w2"]:
+        """Softmax over the frames of each cell, per period and head, and the hidden layer; of zeros in cells that no
+        frame saw.
 
-        The key's projection is folded into the query and the value's follows the pooling, which is the same sum:
-        no map of keys or values is made per frame.
+        A few rows at a time: each head's features of all cells at once would be many times the encoder's.
         """
-        layout, width = encoded.layout, encoded.features.shape[1]
+        layout, absent = encoded.layout, ~encoded.present[:, None]
         # One more channel says where a frame is absent; the query's weight for it takes absent frames out.
-        flagged = torch.cat([encoded.features, (~encoded.present).to(encoded.features.dtype)[:, None]], dim=1)
+        flagged = torch.cat([encoded.features.masked_fill(absent, 0.0), absent.to(encoded.features.dtype)], dim=1)
         cells = layout.spread(flagged).permute(0, 3, 4, 1, 2).contiguous()  # b h w t c+1
         query = self.query(describe(valid).to(self.key.dtype)).unflatten(-1, (self.heads, -1))
         asked = F.pad(torch.einsum("bpke,kce->bpkc", query, self.key), (0, 1), value=_ABSENT).flatten(1, 2)
-        logits = asked[:, None, None] @ cells.transpose(-1, -2) + self.bias(layout, valid, query)[:, None, None]
-        pooled = logits.softmax(-1) @ cells[..., :width]  # b h w pk c
-        some = layout.spread(encoded.present).any(1)[:, :, :, None, None]
-        pooled = (pooled * some).unflatten(3, query.shape[1:3])
-        return torch.einsum("bhwpkc,kce->bpkehw", pooled, self.value).flatten(2, 3)
+        bias = self.bias(layout, valid, query)
+        at_once = _POOLED_GPU if cells.is_cuda else _POOLED
+        rows = max(1, at_once // (asked.numel() * cells.shape[2]))
+        hidden = torch.cat([self.mix(part, asked, bias) for part in cells.split(rows, dim=1)], dim=1)
+        return hidden.unflatten(3, (valid.shape[1], -1)).permute(0, 3, 4, 1, 2)
+
+    def mix(
+        self, cells: Float[Tensor, "b h w t c1"], asked: Float[Tensor, "b pk c1"], bias: Float[Tensor, "b pk t"]
+    ) -> Float[Tensor, "b h w pf"]:
+        """The key's projection is folded into what is asked and the value's follows the pooling, which is the same sum:
+        no map of keys or values is made per frame.
+        """
+        logits = asked[:, None, None] @ cells.transpose(-1, -2) + bias[:, None, None]
+        pooled = (logits.softmax(-1) @ cells[..., :-1]).reshape(-1, self.heads, cells.shape[-1] - 1)
+        values = torch.bmm(pooled.transpose(0, 1), self.value).transpose(0, 1).flatten(1)
+        return F.gelu(self.hidden(values)).view(*cells.shape[:3], -1)
 
     def bias(
         self, layout: Layout, valid: Int[Tensor, "b p 2"], query: Float[Tensor, "b p k e"]
@@ -485,8 +497,8 @@ class TextHead(nn.Module):
 class Model(nn.Module):
     """The network. `encode` once, `summarise` for any valid period, `decode` in training.
 
-    `sources` are read and decoded, `targets` decoded alone. `checkpointing` keeps the states between blocks alone in
-    training and computes the rest again on the way back.
+    `sources` are read and decoded, `targets` decoded alone. `checkpointing` keeps the states between blocks and the
+    vectors alone in training, and computes the rest again on the way back.
     """
 
     def __init__(self, sizes: Sizes, sources: tuple[str, ...], targets: tuple[str, ...] = ()) -> None:
@@ -513,6 +525,8 @@ class Model(nn.Module):
 
     def summarise(self, encoded: Encoded, valid: Int[Tensor, "b p 2"]) -> Float[Tensor, "b p d h w"]:
         """Mean directions for any number of valid periods per site. Meaningless where `encoded.seen` is False."""
+        if self.checkpointing and self.training:
+            return cast(Tensor, checkpoint(self.summariser, encoded, valid, use_reentrant=False))
         return self.summariser(encoded, valid)
 
     def decode(
