@@ -60,6 +60,7 @@ class Batch:
     targets: Mapping[str, Frames]
     valid: Mapping[str, Int[Tensor, "b 2"]]  # ms since 1970 UTC, half open
     support: Int[Tensor, "b 2"]
+    apart: Bool[Tensor, " b"]  # no ground in common with the sample before; of the first, with the last
     text: Text | None = None
     gsd: float = 10.0  # metres per pixel
 
@@ -75,6 +76,7 @@ class Batch:
             {name: frames.to(device) for name, frames in self.targets.items()},
             {name: valid.to(device) for name, valid in self.valid.items()},
             self.support.to(device),
+            self.apart.to(device),
             self.text and self.text.to(device),
             self.gsd,
         )
@@ -104,7 +106,7 @@ def make_batch(
 ) -> Batch:
     """Hold one frame of each input source out as its target, and draw a valid period around it [paper eq. 3].
 
-    `alone` holds the one frame of each source that is a target and no input.
+    `alone` holds the one frame of each source that is a target and no input. All samples count as apart.
     """
     inputs, targets = {}, {}
     for name, source in frames.items():
@@ -113,12 +115,12 @@ def make_batch(
     valid = {name: draw_valid(support, target.time[:, 0], whole_support, generator) for name, target in targets.items()}
     if "sentinel-1" in inputs:
         inputs["sentinel-1"] = with_gap(inputs["sentinel-1"], generator)
-    return Batch(inputs, targets, valid, support)
+    return Batch(inputs, targets, valid, support, torch.ones(len(support), dtype=torch.bool))
 
 
 def with_gap(frames: Frames, generator: torch.Generator) -> Frames:
     """One line per sample blanked in all its frames, for the reconstruction to fill [paper S2]: the pixels whose centre
-    it covers. Anywhere, at any angle, 0.5 to 2 px wide.
+    it covers. Anywhere, at any angle, 0.5 to 2 px wide. Where no other source saw them, they stay unseen.
     """
     b, h, w = len(frames.time), *frames.pixels.shape[-2:]
     draw = torch.rand((4, b, 1, 1), generator=generator)

@@ -142,7 +142,7 @@ def _summariser(sizes: Sizes, patch: Patch) -> Cost:
     deep, pooled, hidden = sizes.precision, heads * width, 2 * sizes.embedding
     cells = p * patch.cells("precision")
     query = _perceptron(_PERIOD, 2 * deep, pooled, p) + heads * _weights(width, deep, p)
-    key_time = _linear(_TIMECODE, pooled, n) + heads * _product(p * n, width, 1)
+    key_time = _weights(_TIMECODE, pooled, n) + heads * _product(p * n, width, 1)
     pooling = heads * (_product(cells, deep + 1, n) + _product(cells, n, deep))  # + 1: where a frame is absent
     value = heads * _weights(deep, width, cells)
     bells = Cost(heads * (2 + len(patch.frames)))  # centre, width, and a lean to each source

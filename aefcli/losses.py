@@ -1,4 +1,4 @@
-"""The terms of the objective [paper eq. 3], on tensors and plain numbers alone.
+"""The terms of the objective [paper eq. 3], on tensors, plain numbers and a recipe's weights.
 
 Owns which pixels of a target are decoded, the errors of reconstruction (L1, the smallest L1 over shifts, cross-entropy,
 each at the spacing that its source asks for), batch uniformity, teacher-student consistency, the text term, and their
@@ -34,14 +34,14 @@ class Cells:
     """m cells of k pixels in each sample; a pixel is a cell of one."""
 
     index: Int[Tensor, "b m k"]  # row * w + column
-    part: Float[Tensor, "b m k"]  # share of a pixel in its cell's average: overlap times weight; sums to 1
-    weight: Float[Tensor, "b m"]  # share of a cell in its sample's mean; sums to 1
+    part: Float[Tensor, "b m k"]  # share of a pixel in its cell's average: overlap times weight; sums to 1, or to 0
+    weight: Float[Tensor, "b m"]  # share of a cell in its sample's mean; sums to 1 where anything is clear
     clear: Float[Tensor, " b"]  # clear area of the whole sample in pixels: its share in the batch's mean
 
     def mean(self, error: Float[Tensor, "b m c"], bands: Bool[Tensor, "b c"]) -> Float[Tensor, ""]:
         """Of an error per cell and band, over the bands that each scene has and the clear area of all samples."""
         share = self.clear[:, None] * bands
-        each = (self.weight[..., None] * error).sum(1)
+        each = (self.weight[..., None] * torch.where(bands[:, None], error, 0.0)).sum(1)
         return (share * each).sum() / share.sum().clamp(min=_TINY)
 
 
@@ -54,7 +54,8 @@ def at(image: Shaped[Tensor, "b c h w"], index: Int[Tensor, "b m k"]) -> Shaped[
 def cells(
     weight: Float[Tensor, "b h w"], generator: torch.Generator, *, side: float = 1.0, pixels: int | None = None
 ) -> Cells:
-    """The cells of a target, `side` pixels wide, on a grid at a random place per sample; at least the patch at most.
+    """The cells of a target, `side` pixels wide, on a grid at a random place per sample; from the patch's side on the
+    patch is the one cell.
 
     With `pixels`, as many cells as hold about that number, drawn in proportion to their clear area; a single cell is
     never cut. Without, all of them.
@@ -99,12 +100,12 @@ def _spans(
 
 
 def l1(
-    predicted: Float[Tensor, "b m k c"], target: Float[Tensor, "b c h w"], bands: Bool[Tensor, "b c"], cells: Cells
+    predicted: Float[Tensor, "b m k c"], target: Float[Tensor, "b c h w"], bands: Bool[Tensor, "b c"], over: Cells
 ) -> Float[Tensor, ""]:
     """L1 between the cells' averages, in sigmas of a band; 0 where nothing weighs."""
-    part = cells.part[..., None]
-    theirs = torch.where(part > 0, at(target, cells.index), 0.0)
-    return cells.mean((part * (predicted - theirs)).sum(2).abs(), bands)
+    part = over.part[..., None]
+    theirs = torch.where(part > 0, at(target, over.index), 0.0)
+    return over.mean((part * (predicted - theirs)).sum(2).abs(), bands)
 
 
 def shifted_l1(
@@ -112,7 +113,7 @@ def shifted_l1(
     target: Float[Tensor, "b c h w"],
     weight: Float[Tensor, "b h w"],
     bands: Bool[Tensor, "b c"],
-    cells: Cells,
+    over: Cells,
     reach: int,
 ) -> Float[Tensor, ""]:
     """Per frame the smallest L1 over all integer shifts of the target by up to `reach` pixels along each axis.
@@ -120,41 +121,44 @@ def shifted_l1(
     A shift counts if at least half as much clear ground overlaps as for the best: the error of a sliver is no error.
     Cells are pixels.
     """
-    (h, w), index = weight.shape[1:], cells.index[..., 0]
+    (h, w), index = weight.shape[1:], over.index[..., 0]
     steps = torch.arange(-reach, reach + 1, device=index.device)
     down, right = (way.flatten() for way in torch.meshgrid(steps, steps, indexing="ij"))
     row, column = (index // w)[..., None] + down, (index % w)[..., None] + right  # b m s
     inside = (row >= 0) & (row < h) & (column >= 0) & (column < w)
     moved = row.clamp(0, h - 1) * w + column.clamp(0, w - 1)
-    clear = at(weight[:, None], moved)[..., 0] * inside * cells.weight[..., None]
-    error = torch.where(clear[..., None] > 0, (predicted - at(target, moved)).abs(), 0.0)
-    error = (error * bands[:, None, None]).sum(-1) / bands.sum(-1).clamp(min=1)[:, None, None]
+    clear = at(weight[:, None], moved)[..., 0] * inside * over.weight[..., None]
+    counts = (clear[..., None] > 0) & bands[:, None, None]
+    error = torch.where(counts, (predicted - at(target, moved)).abs(), 0.0)
+    error = error.sum(-1) / bands.sum(-1).clamp(min=1)[:, None, None]
     overlap = clear.sum(1)
     each = (clear * error).sum(1) / overlap.clamp(min=_TINY)  # b s
     best = each.masked_fill(overlap * 2 < overlap.amax(1, keepdim=True), torch.inf).amin(1)
-    share = cells.clear * bands.sum(-1)
+    share = over.clear * bands.sum(-1)
     return (share * best).sum() / share.sum().clamp(min=_TINY)
 
 
-def cross_entropy(logits: Float[Tensor, "b m k c"], classes: Int[Tensor, "b h w"], cells: Cells) -> Float[Tensor, ""]:
+def cross_entropy(logits: Float[Tensor, "b m k c"], classes: Int[Tensor, "b h w"], over: Cells) -> Float[Tensor, ""]:
     """Cross-entropy between the shares of the classes in a cell: of the map, and by the mean of the probabilities."""
-    part = cells.part[..., None]
-    theirs = (part * F.one_hot(at(classes[:, None], cells.index)[..., 0], logits.shape[-1])).sum(2)
+    part = over.part[..., None]
+    theirs = (part * F.one_hot(at(classes[:, None], over.index)[..., 0], logits.shape[-1])).sum(2)
     ours = (F.log_softmax(logits, -1) + part.clamp(min=_TINY).log()).logsumexp(2)
     error = -(theirs * ours).sum(-1, keepdim=True)
-    return cells.mean(error, torch.ones_like(error[:, 0], dtype=torch.bool))
+    return over.mean(error, torch.ones_like(error[:, 0], dtype=torch.bool))
 
 
 # --- the other terms ------------------------------------------------------------------------------------------------
 
 
-def uniformity(u: Float[Tensor, "b d h w"], seen: Bool[Tensor, "b h w"]) -> Float[Tensor, ""]:
-    """Mean |<u_b, u_b+1>| at the same pixel: vectors of independent places, rotated by one along the batch axis.
+def uniformity(
+    u: Float[Tensor, "b d h w"], seen: Bool[Tensor, "b h w"], apart: Bool[Tensor, " b"]
+) -> Float[Tensor, ""]:
+    """Mean |<u_b, u_b-1>| at the same pixel: vectors of independent places, rotated by one along the batch axis.
 
-    Pixels are never mixed: rolling over flattened pixels would push neighbours apart. 0.100 for uniform vectors on
-    S^63, 1 on collapse.
+    Pairs that share ground, where `apart` is False, take no part. Pixels are never mixed: rolling over flattened pixels
+    would push neighbours apart. 0.100 for uniform vectors on S^63, 1 on collapse.
     """
-    both = seen & seen.roll(1, dims=0)
+    both = seen & seen.roll(1, dims=0) & apart[:, None, None]
     cosine = (u * u.roll(1, dims=0)).sum(1).abs()
     return torch.where(both, cosine, 0.0).sum() / both.sum().clamp(min=1)
 
@@ -174,7 +178,7 @@ def contrastive(
 
     `scale` is the inverse temperature: with logits in [-1, 1] the term would hardly train.
     """
-    logits = scale * text @ place.T
+    logits = scale * (text[:, None] * place).sum(-1)  # no matrix product: autocast would round it
     pairs = torch.arange(len(there), device=there.device)
     each = sum(
         F.cross_entropy(way.masked_fill(~there, -1 / _TINY), pairs, reduction="none") for way in (logits, logits.T)
@@ -187,7 +191,8 @@ def total(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted sum, and its parts by name, unweighted: an error per source, then the other terms.
 
-    `others` holds `uniformity`, `consistency` and, with text, `text`. The mean over sources is over those in `errors`.
+    `others` holds `uniformity`, `consistency` and, with text, `text`. |M| is the number of sources that the batch has,
+    those in `errors`: our choice.
     """
     whole = torch.stack([getattr(loss, name) * term for name, term in others.items()]).sum()
     if errors:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar, cast
 
 import torch
@@ -192,7 +193,10 @@ class Space(nn.Module):
 
 
 class Time(nn.Module):
-    """Self-attention along time at each cell, conditioned on the timecode of each frame, pre-norm, with residuals."""
+    """Self-attention along time at each cell, conditioned on the timecode of each frame, pre-norm, with residuals.
+
+    A frame that has anything present is there for every cell; what it lacks, the channels of presence have told.
+    """
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
@@ -209,7 +213,11 @@ class Time(nn.Module):
         series = layout.spread(self.norms[0](cells) + self.when(code)[:, None])
         series = series.transpose(1, 2).contiguous()  # b cells t d; a linear layer copies its weights for strided input
         # Attention without a mask is the quicker kernel.
-        mask = None if layout.even else layout.filled[:, None].expand(-1, series.shape[1], -1).flatten(0, 1)
+        mask = None
+        if not layout.even:
+            filled = layout.filled
+            filled = filled | ~filled.any(1, keepdim=True)  # a row with nothing to attend to may end in NaN gradients
+            mask = filled[:, None].expand(-1, series.shape[1], -1).flatten(0, 1)
         mixed = self.attention(series.flatten(0, 1), mask=mask).unflatten(0, series.shape[:2])
         cells = cells + layout.gather(mixed.transpose(1, 2))
         cells = cells + self.mlp(self.norms[1](cells))
@@ -343,7 +351,7 @@ class Summariser(nn.Module):
         self.heads = heads
         self.query = Perceptron(_PERIOD, 2 * sizes.precision, heads * width)
         self.key = nn.Parameter(torch.randn(heads, sizes.precision, width) / math.sqrt(sizes.precision * width))
-        self.key_time = nn.Linear(_TIMECODE, heads * width)
+        self.key_time = nn.Linear(_TIMECODE, heads * width, bias=False)
         self.value = nn.Parameter(torch.randn(heads, sizes.precision, width) / math.sqrt(sizes.precision))
         each = -(-heads // sources)  # heads that begin with one source
         owner = torch.arange(heads) % sources
@@ -354,13 +362,18 @@ class Summariser(nn.Module):
         self.shared = nn.Conv2d(hidden, sizes.embedding, 1)
         self.difference = silent(nn.Conv2d(hidden, 4 * sizes.embedding, 1))
 
-    def forward(self, encoded: Encoded, valid: Int[Tensor, "b p 2"]) -> Float[Tensor, "b p d h w"]:
-        hidden = self.pool(encoded, valid).flatten(0, 1)
-        shared = F.interpolate(self.shared(hidden), scale_factor=2, mode="bilinear", align_corners=False)
+    def forward(
+        self, encoded: Encoded, valid: Int[Tensor, "b p 2"], checkpointing: bool = False
+    ) -> Float[Tensor, "b p d h w"]:
+        hidden = self.pool(encoded, valid, checkpointing).flatten(0, 1)
+        # Cells that no frame saw hold nothing to expand into their neighbours.
+        some = encoded.layout.spread(encoded.present).any(1).repeat_interleave(valid.shape[1], 0)[:, None]
+        shared = self.shared(hidden) * some
+        shared = F.interpolate(shared, scale_factor=2, mode="bilinear", align_corners=False)
         vectors = shared + F.pixel_shuffle(self.difference(hidden), 2)
         return unit(vectors, dim=1).unflatten(0, valid.shape[:2])
 
-    def pool(self, encoded: Encoded, valid: Int[Tensor, "b p 2"]) -> Float[Tensor, "b p f h2 w2"]:
+    def pool(self, encoded: Encoded, valid: Int[Tensor, "b p 2"], checkpointing: bool) -> Float[Tensor, "b p f h2 w2"]:
         """Softmax over the frames of each cell, per period and head, and the hidden layer; of zeros in cells that no
         frame saw.
 
@@ -375,7 +388,8 @@ class Summariser(nn.Module):
         bias = self.bias(layout, valid, query)
         at_once = _POOLED_GPU if cells.is_cuda else _POOLED
         rows = max(1, at_once // (asked.numel() * cells.shape[2]))
-        hidden = torch.cat([self.mix(part, asked, bias) for part in cells.split(rows, dim=1)], dim=1)
+        mix = partial(checkpoint, self.mix, use_reentrant=False) if checkpointing else self.mix
+        hidden = torch.cat([mix(part, asked, bias) for part in cells.split(rows, dim=1)], dim=1)
         return hidden.unflatten(3, (valid.shape[1], -1)).permute(0, 3, 4, 1, 2)
 
     def mix(
@@ -491,14 +505,19 @@ class TextHead(nn.Module):
 
     @property
     def scale(self) -> Float[Tensor, ""]:
-        return self.log_scale.clamp(max=math.log(100)).exp()
+        return self.log_scale.exp()
+
+    @torch.no_grad()
+    def bound(self) -> None:
+        """To be called after each step: a clamp in `scale` would leave no gradient to come back by."""
+        self.log_scale.clamp_(max=math.log(100))
 
 
 class Model(nn.Module):
     """The network. `encode` once, `summarise` for any valid period, `decode` in training.
 
     `sources` are read and decoded, `targets` decoded alone. `checkpointing` keeps the states between blocks and the
-    vectors alone in training, and computes the rest again on the way back.
+    summariser's hidden layer alone in training, and computes the rest again on the way back.
     """
 
     def __init__(self, sizes: Sizes, sources: tuple[str, ...], targets: tuple[str, ...] = ()) -> None:
@@ -525,9 +544,7 @@ class Model(nn.Module):
 
     def summarise(self, encoded: Encoded, valid: Int[Tensor, "b p 2"]) -> Float[Tensor, "b p d h w"]:
         """Mean directions for any number of valid periods per site. Meaningless where `encoded.seen` is False."""
-        if self.checkpointing and self.training:
-            return cast(Tensor, checkpoint(self.summariser, encoded, valid, use_reentrant=False))
-        return self.summariser(encoded, valid)
+        return self.summariser(encoded, valid, self.checkpointing and self.training)
 
     def decode(
         self,
@@ -545,7 +562,7 @@ class Model(nn.Module):
     def _pack(self, inputs: Mapping[str, Frames]) -> tuple[Tensor, Tensor, Layout, Tensor]:
         """Stem features (n, D_P, L/2, L/2), presence at L/2, where each frame belongs, and the pixels seen."""
         features, present, sites, times, kinds = [], [], [], [], []
-        seen = torch.stack([inputs[name].present.any(1) for name in inputs]).any(0)
+        seen = torch.stack([inputs[name].present.any(1) for name in self.sources if name in inputs]).any(0)
         for kind, name in enumerate(self.sources):
             if name not in inputs:
                 continue
@@ -569,7 +586,7 @@ class Model(nn.Module):
     def compile_operators(self) -> None:
         """Have torch.compile make the operators' kernels; frames come in any number.
 
-        The exchange is left alone: compiled with it by torch 2.13 on a CPU, its way up gave zero gradients.
+        The exchange is left alone: in blocks compiled whole by torch 2.13 on a CPU its way up had zero gradients.
         """
         for block in self.blocks:
             for operator in cast(Block, block).operators.values():

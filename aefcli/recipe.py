@@ -93,7 +93,7 @@ class Loss(_Table):
     consistency: Weight
     text: Weight
     pixels: Positive  # decoded per sample and source; where a source is re-gridded, whole cells of about as many
-    whole_support: Annotated[float, Field(ge=0, le=1)]  # share of valid periods that are the whole support period
+    whole_support: Annotated[float, Field(ge=0, le=1)]  # share of valid periods that are the support; our choice
 
 
 class Train(_Table):
@@ -103,9 +103,9 @@ class Train(_Table):
     batch: Annotated[int, Field(ge=2)]  # uniformity pairs every sample with another
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     warmup: Annotated[int, Field(ge=0)]
-    clip: Annotated[float, Field(gt=0)]  # norm of the gradient
-    dtype: Dtype  # of what autocast may round; weights, norms and losses stay float32
-    checkpointing: bool  # keep the states between blocks alone and compute the rest again: a fifth of the memory
+    clip: Annotated[float, Field(gt=0)]  # norm of the gradient; our choice, the paper names none
+    dtype: Dtype  # of what autocast may round; weights and losses stay float32
+    checkpointing: bool  # keep the states between blocks and compute what lies between again
     compile: bool  # the operators, by torch.compile
     save_every: Positive
     seed: int

@@ -24,6 +24,7 @@ from aefcli.text import Drawn, Placed, Texts, draw, on
 _CLIP = 6.0  # sigmas
 _YEAR = 366 * DAY  # a support period is at most this long
 _PRELOAD = 2 << 30  # bytes of stored values that are kept in memory rather than read again for every batch
+Ground = tuple[str, float, float, float, float]  # CRS; west, south, east, north
 _TRIES = 100  # draws of a place before giving up on one with data, or apart from the others
 _LEAST = 0.5  # share of a place's pixels that some frame must have seen clearly
 
@@ -133,7 +134,8 @@ def check(cubes: Sequence[Cube], recipe: Recipe) -> None:
 def batches(
     cubes: Sequence[Cube], recipe: Recipe, seed: int, skip: int = 0, texts: Texts | None = None
 ) -> Iterator[Batch]:
-    """Endless training batches of independent places. The i-th batch depends on the seed and on i alone.
+    """Endless training batches of places apart, as far as the cubes have room; `Batch.apart` tells where they had none.
+    The i-th batch depends on the seed and on i alone.
 
     `skip` starts at a later one; `texts` are drawn from where the recipe has text among its targets. Raises BadInput
     where `check` does.
@@ -166,7 +168,9 @@ def _batch(cubes: Sequence[Cube], placed: Mapping[Path, Placed], recipe: Recipe,
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     batch = make_batch(frames, alone, torch.tensor(supports), recipe.loss.whole_support, generator)
     text = _text(told, supports, recipe.model.text) if placed else None
-    return replace(batch, text=text, gsd=cubes[0].grid.resolution.x)
+    grounds = [_ground(cube, tile) for cube, tile, _ in taken]
+    apart = torch.tensor([not _overlap(ground, grounds[row - 1]) for row, ground in enumerate(grounds)])
+    return replace(batch, apart=apart, text=text, gsd=cubes[0].grid.resolution.x)
 
 
 def _text(told: Sequence[Drawn | None], supports: Sequence[tuple[int, int]], width: int) -> Text:
@@ -199,7 +203,7 @@ def _place(
         share = texts if told else areas
         cube = cubes[rng.choice(len(cubes), p=share / share.sum())]
         tile = _around(placed[cube.path], cube, size, rng) if told else _anywhere(cube, size, rng)
-        near = any(other.path == cube.path and _overlap(tile, place) for other, place, _ in taken)
+        near = any(_overlap(_ground(cube, tile), _ground(other, place)) for other, place, _ in taken)
         if (near and attempt < _TRIES // 2) or _covered(cube, tile, recipe.data.sources) < _LEAST:
             continue
         return cube, tile, support_of(cube, rng)
@@ -222,8 +226,14 @@ def _around(placed: Placed, cube: Cube, size: int, rng: np.random.Generator) -> 
     return Tile(top, left, top + size, left + size)
 
 
-def _overlap(a: Tile, b: Tile) -> bool:
-    return a.top < b.bottom and b.top < a.bottom and a.left < b.right and b.left < a.right
+def _ground(cube: Cube, tile: Tile) -> Ground:
+    """The tile in the units of its cube's CRS, so that cubes of the same ground are known for what they are."""
+    step, (x, y) = cube.grid.resolution.x, (cube.grid.transform.c, cube.grid.transform.f)
+    return str(cube.grid.crs), x + step * tile.left, y - step * tile.bottom, x + step * tile.right, y - step * tile.top
+
+
+def _overlap(a: Ground, b: Ground) -> bool:
+    return a[0] == b[0] and a[1] < b[3] and b[1] < a[3] and a[2] < b[4] and b[2] < a[4]
 
 
 def _covered(cube: Cube, tile: Tile, names: Sequence[str]) -> float:
@@ -252,10 +262,10 @@ def _sample(cube: Cube, tile: Tile, support: Period, recipe: Recipe, rng: np.ran
     """
     sample = {}
     for name, most in zip(recipe.data.sources, recipe.data.frames, strict=True):
-        if name not in cube.sources:
+        frames = in_period(cube.sources[name], support) if name in cube.sources else np.array([], dtype=int)
+        if not len(frames):
             sample[name] = _nothing(name, tile)
             continue
-        frames = in_period(cube.sources[name], support)
         chosen = np.sort(rng.permutation(frames)[: most + 1])  # one of them becomes the target
         sample[name] = window(cube, name, tile, chosen)
     for name in recipe.data.targets:

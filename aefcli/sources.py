@@ -127,7 +127,8 @@ _SENTINEL_1 = Source(
     collections=("sentinel-1-rtc",),
     dtype="float32",
     nodata=-32768.0,
-    meta=("orbit",),  # 1 ascending, -1 descending; with the latitude it fixes the heading
+    # 1 ascending, -1 descending. The heading and the band of the angle of incidence are not in the catalogs.
+    meta=("orbit",),
     shift=20,
 )
 

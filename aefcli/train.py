@@ -73,6 +73,8 @@ def train(
         if not norm.isfinite():
             raise Diverged(f"the gradient is {norm.item()} at step {step}", f"lower train.lr ({recipe.train.lr:g})")
         optimiser.step()
+        if model.text is not None:
+            model.text.bound()
         if step % recipe.train.save_every == 0:
             checkpoint.save_state(run, model, optimiser, recipe, step)
         numbers = {name: part.item() for name, part in parts.items()}
@@ -120,10 +122,10 @@ def objective(
             errors[name] = mismatch(source, predicted, target, weight, cells, int(source.shift // batch.gsd))
         both = encoded.seen & student_encoded.seen
         others = {
-            "uniformity": torch.stack([losses.uniformity(field, encoded.seen) for field in fields]).mean(),
+            "uniformity": torch.stack([losses.uniformity(field, encoded.seen, batch.apart) for field in fields]).mean(),
             "consistency": losses.consistency(fields[-1], shown, both),
         }
-        if batch.text is not None:
+        if batch.text is not None and batch.text.there.sum() > 1:  # one text alone is told from no other
             others["text"] = captioned(model, batch.text, fields[-2], encoded.seen)
     return losses.total(errors, {name: SOURCES[name].weight for name in errors}, others, recipe.loss)
 

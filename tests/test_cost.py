@@ -95,9 +95,9 @@ def test_flops_are_those_that_pytorch_counts(name: str, frames: tuple[int, int, 
 @pytest.mark.parametrize(
     ("name", "parameters", "flops"),
     [
-        ("nano", 925_635, 38_263_286_272),
-        ("small", 37_795_792, 788_362_208_512),
-        ("base", 463_914_637, 23_863_228_136_448),
+        ("nano", 925_347, 38_263_286_272),
+        ("small", 37_795_216, 788_362_208_512),
+        ("base", 463_913_869, 23_863_228_136_448),
     ],
 )
 def test_sizes_of_the_recipes(name: str, parameters: int, flops: int) -> None:

@@ -25,7 +25,7 @@ from aefcli.sources import INPUTS
 from aefcli.train import Record, objective, train
 
 STEPS = 110
-HELD_OUT = 12  # batches
+HELD_OUT = 24  # batches
 CPU = torch.device("cpu")
 
 
@@ -50,10 +50,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return Trained(plan, cube, checkpoint.load(run), records)
 
 
-def held_out(trained: Trained, count: int = HELD_OUT) -> list[Batch]:
+@pytest.fixture(scope="module")
+def held_out(trained: Trained) -> list[Batch]:
     """Batches that training did not draw."""
     stream = batches([trained.cube], trained.plan, seed=trained.plan.train.seed + 1)
-    return [next(stream) for _ in range(count)]
+    return [next(stream) for _ in range(HELD_OUT)]
 
 
 def assert_greater(larger: list[float], smaller: list[float]) -> None:
@@ -83,7 +84,7 @@ def terms(trained: Trained, model: Model, batch: Batch, seed: int) -> dict[str, 
     return {name: part.item() for name, part in parts.items()}
 
 
-def test_each_term_falls(trained: Trained) -> None:
+def test_each_term_falls(trained: Trained, held_out: list[Batch]) -> None:
     """On held-out batches, from the fresh network to the trained one.
 
     A fresh network's vectors are nearly all alike, so that consistency costs it little: that term is measured in
@@ -91,8 +92,7 @@ def test_each_term_falls(trained: Trained) -> None:
     """
     fresh = checkpoint.build(trained.plan).eval()
     pairs = [
-        [terms(trained, model, batch, seed) for model in (fresh, trained.model)]
-        for seed, batch in enumerate(held_out(trained))
+        [terms(trained, model, batch, seed) for model in (fresh, trained.model)] for seed, batch in enumerate(held_out)
     ]
     for parts in (part for pair in pairs for part in pair):
         parts["consistency"] /= 1 - parts["uniformity"]
@@ -115,7 +115,9 @@ def around(batch: Batch, centre: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", INPUTS)
-def test_wrong_dates_of_the_inputs_make_reconstruction_worse(trained: Trained, name: str) -> None:
+def test_wrong_dates_of_the_inputs_make_reconstruction_worse(
+    trained: Trained, held_out: list[Batch], name: str
+) -> None:
     """The dates of the frames are dealt out anew within each source."""
 
     def redated(frames: Frames, generator: torch.Generator) -> Frames:
@@ -123,7 +125,7 @@ def test_wrong_dates_of_the_inputs_make_reconstruction_worse(trained: Trained, n
         return replace(frames, time=frames.time.gather(1, order))
 
     right, wrong = [], []
-    for index, batch in enumerate(held_out(trained)):
+    for index, batch in enumerate(held_out):
         generator, valid = torch.Generator().manual_seed(index), around(batch, batch.targets[name].time[:, 0])
         inputs = {source: redated(frames, generator) for source, frames in batch.inputs.items()}
         right.append(error(trained.model, batch, name, valid))
@@ -131,10 +133,10 @@ def test_wrong_dates_of_the_inputs_make_reconstruction_worse(trained: Trained, n
     assert_greater(wrong, right)
 
 
-def test_the_wrong_valid_period_gives_the_wrong_season(trained: Trained) -> None:
+def test_the_wrong_valid_period_gives_the_wrong_season(trained: Trained, held_out: list[Batch]) -> None:
     """The 60 days around the target against those half a year away, decoded in the middle of both."""
     right, wrong = [], []
-    for batch in held_out(trained):
+    for batch in held_out:
         (start, end), instant = batch.support.unbind(1), batch.targets["sentinel-2"].time[:, 0]
         away = start + (instant - start + (end - start) // 2) % (end - start)
         for valid, into in ((around(batch, instant), right), (around(batch, away), wrong)):

@@ -31,6 +31,7 @@ def patchy(b: int, side: int, seed: int = 9) -> torch.Tensor:
     return (torch.rand(b, side, side, generator=rng(seed)) < share).float()
 
 
+APART = torch.ones(16, dtype=torch.bool)
 BANDS = torch.tensor([[True, True, False], [True, True, True]])
 
 
@@ -232,21 +233,29 @@ def test_uniformity_equals_a_loop_over_the_batch() -> None:
         for x in range(4)
         if seen[b, y, x] and seen[b - 1, y, x]
     ]
-    assert losses.uniformity(u, seen).item() == pytest.approx(np.mean(cosines), rel=1e-5)
+    assert losses.uniformity(u, seen, APART[: len(u)]).item() == pytest.approx(np.mean(cosines), rel=1e-5)
+
+
+def test_pairs_that_share_ground_take_no_part_in_uniformity() -> None:
+    u, seen = unit(3, 64, 4, 4), torch.ones(3, 4, 4, dtype=torch.bool)
+    u[1] = u[0]
+    apart = torch.tensor([True, False, True])
+    cosines = [abs(float(u[b, :, y, x] @ u[b - 1, :, y, x])) for b in (0, 2) for y in range(4) for x in range(4)]
+    assert losses.uniformity(u, seen, apart).item() == pytest.approx(np.mean(cosines), rel=1e-5)
 
 
 def test_uniformity_of_uniform_and_of_collapsed_vectors() -> None:
     seen = torch.ones(16, 32, 32, dtype=torch.bool)
     uniform = unit(16, 64, 32, 32)
-    assert losses.uniformity(uniform, seen).item() == pytest.approx(0.100, abs=0.005)
-    assert losses.uniformity(uniform[:1].expand(16, -1, -1, -1), seen).item() == pytest.approx(1, abs=1e-5)
+    assert losses.uniformity(uniform, seen, APART).item() == pytest.approx(0.100, abs=0.005)
+    assert losses.uniformity(uniform[:1].expand(16, -1, -1, -1), seen, APART).item() == pytest.approx(1, abs=1e-5)
 
 
 def test_uniformity_ignores_a_shuffle_of_pixels_alike_in_every_sample() -> None:
     u, order = unit(4, 64, 8, 8), torch.randperm(64, generator=rng(5))
     seen = torch.ones(4, 8, 8, dtype=torch.bool)
     turned = u.flatten(2)[..., order].unflatten(2, (8, 8))
-    torch.testing.assert_close(losses.uniformity(turned, seen), losses.uniformity(u, seen))
+    torch.testing.assert_close(losses.uniformity(turned, seen, APART[:4]), losses.uniformity(u, seen, APART[: len(u)]))
 
 
 def test_consistency_runs_from_0_to_1() -> None:
@@ -302,7 +311,7 @@ def test_gradients_of_every_term_equal_finite_differences() -> None:
             losses.l1(coarse, target, BANDS, squares),
             losses.shifted_l1(fine, target, weight, BANDS, pixels, 1),
             losses.cross_entropy(coarse, classes, squares),
-            losses.uniformity(u, seen),
+            losses.uniformity(u, seen, APART[: len(u)]),
             losses.consistency(u, v, seen),
             losses.contrastive(u[:, :, 0, 0], v[:, :, 0, 0], there, torch.tensor(5.0, dtype=torch.float64)),
         )

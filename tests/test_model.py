@@ -249,6 +249,23 @@ def test_paths_start_staggered_and_end_at_precision() -> None:
     assert staggered(5) == [(p, pt), (pt, pts), (pts, pts), (pts, pts), (pts, p)]
 
 
+@torch.inference_mode()
+def test_cells_that_no_frame_saw_take_no_part_in_their_neighbours(model: Model) -> None:
+    """Ground alike everywhere, seen in the left half alone: its pixels are alike up to the edge, where cells mix."""
+    even = copy.deepcopy(model.summariser)
+    even.difference.weight.zero_()
+    even.difference.bias.zero_()
+    encoded = model.encode(noise_inputs())
+    present = encoded.present.clone()
+    present[:, :, 8:] = False
+    alike = encoded.features[..., :1, :1].expand_as(encoded.features)
+    out = even(replace(encoded, features=alike, present=present), VALID)[..., :16]
+    torch.testing.assert_close(out, out[..., :1, :1].expand_as(out), atol=1e-5, rtol=0)
+    poisoned = torch.where(present[:, None], alike, torch.nan)
+    again = even(replace(encoded, features=poisoned, present=present), VALID)[..., :16]
+    torch.testing.assert_close(again, out)
+
+
 def test_sub_pixel_position_explains_little_variance() -> None:
     """The up-sampling must not give the four pixels of a cell four codes (method.md, section 5).
 

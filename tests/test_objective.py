@@ -89,7 +89,7 @@ def test_valid_periods_hold_the_instant_and_are_longer_than_four_days(seed: int,
 def test_perturbation_is_drawn_per_sample_and_follows_the_paper() -> None:
     count = 600
     inputs = noise_inputs(b=count, t=6, side=16)
-    batch = Batch(inputs, {}, {}, SUPPORT.expand(count, 2))
+    batch = Batch(inputs, {}, {}, SUPPORT.expand(count, 2), torch.ones(count, dtype=torch.bool))
     drops, valid = perturb(batch, rng())
     there = {name: ~dropped for name, dropped in drops.items()}
     middle = (YEAR.start + YEAR.end) // 2
@@ -264,7 +264,7 @@ def test_a_line_of_radar_is_blanked_alike_in_all_frames_and_no_other_source() ->
 def test_sources_that_disagree_in_size_are_refused() -> None:
     frames = {"sentinel-2": noise_frames("sentinel-2"), "landsat": noise_frames("landsat", side=16)}
     with pytest.raises(ValueError, match="disagree"):
-        Batch(frames, {}, {}, SUPPORT.expand(2, 2))
+        Batch(frames, {}, {}, SUPPORT.expand(2, 2), torch.ones(2, dtype=torch.bool))
 
 
 def test_without_drops_presence_and_weight_alone() -> None:
