@@ -141,6 +141,18 @@ def test_values_of_unclear_pixels_reach_no_error() -> None:
     assert losses.shifted_l1(predicted, poisoned, weight, BANDS, every, 2).isfinite()
 
 
+def test_a_band_that_the_scene_lacks_may_be_nan() -> None:
+    target, weight = noise(2, 3, 8, 8), patchy(2, 8)
+    target[0, 2] = torch.nan  # BANDS says that the first scene lacks it
+    every = losses.cells(weight, rng())
+    predicted = losses.at(noise(2, 3, 8, 8, seed=1), every.index).requires_grad_()
+    both = losses.l1(predicted, target, BANDS, every) + losses.shifted_l1(predicted, target, weight, BANDS, every, 1)
+    both.backward()
+    assert both.isfinite()
+    assert predicted.grad is not None
+    assert predicted.grad.isfinite().all()
+
+
 # --- shifts ---------------------------------------------------------------------------------------------------------
 
 

@@ -194,12 +194,27 @@ def test_coarser_cubes_take_fewer_pixels_to_a_cell_and_shift_less() -> None:
     assert parts[30.0]["sentinel-2"] > parts[10.0]["sentinel-2"]
 
 
+def test_the_texts_temperature_comes_back_from_its_bound() -> None:
+    """At the bound its gradient is alive."""
+    plan, _ = everything()
+    head = checkpoint.build(plan).text
+    assert head is not None
+    with torch.no_grad():
+        head.log_scale.fill_(9.0)
+    head.bound()
+    assert head.scale.item() == pytest.approx(100, rel=1e-5)
+    head.scale.backward()
+    assert head.log_scale.grad is not None
+    assert head.log_scale.grad > 0
+
+
 def test_a_source_that_the_batch_lacks_has_no_error() -> None:
     plan, batch = everything()
     gone = {**batch.targets, "gedi": batch.targets["gedi"].without(torch.ones(3, 1, dtype=torch.bool))}
+    one = replace(batch.text, there=torch.arange(3) == 1)
     drops, period = perturb(batch, rng())
-    _, parts = objective(checkpoint.build(plan), replace(batch, targets=gone), drops, period, plan, rng())
-    assert set(parts) == {*SOURCES, "uniformity", "consistency"} - {"gedi"}
+    _, parts = objective(checkpoint.build(plan), replace(batch, targets=gone, text=one), drops, period, plan, rng())
+    assert set(parts) == {*SOURCES, "uniformity", "consistency"} - {"gedi", "text"}
 
 
 def test_compiled_training_gives_the_same_loss_and_gradients() -> None:

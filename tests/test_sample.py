@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from odc.geo.geobox import GeoBox
+from rasterio import Affine
 from toys import YEAR, made_up_cube, toy_recipe
 
+from aefcli.batch import perturb
 from aefcli.cube import Cube, open_cube, write_cube
 from aefcli.errors import BadInput
 from aefcli.extent import Period, Tile
@@ -122,6 +125,37 @@ def test_batches_depend_on_seed_and_number_alone(cube: Cube) -> None:
     assert first[0].inputs["sentinel-2"].pixels.shape[:1] == (2,)
     assert first[0].inputs["sentinel-2"].time.shape[1] == 7, "six frames and the one that becomes the target"
     assert not first[0].inputs["landsat"].present.any(), "a source that the cube lacks is not present"
+
+
+def test_a_source_without_a_frame_in_the_support_is_not_present(tmp_path: Path) -> None:
+    """The cube has the source, of other years: as if it had it not, through the whole of a batch."""
+    two = {"sources": ["sentinel-2", "landsat"], "frames": [6, 4]}
+    made = {
+        "sentinel-2": scene("sentinel-2", {"B02": np.full((9, 48, 48), 2000, dtype="uint16")}, 10),
+        "landsat": scene("landsat", {"B2": np.full((2, 16, 16), 9000, dtype="uint16")}, 30, first="2030-01-05"),
+    }
+    cube = open_cube(write_cube(tmp_path / "c.zarr", made, YEAR))
+    (batch,) = islice(batches([cube], toy_recipe(data=two), 1), 1)
+    assert batch.inputs["sentinel-2"].present.any()
+    assert not batch.inputs["landsat"].present.any()
+    assert not batch.targets["landsat"].weight.any()
+    perturb(batch, torch.Generator().manual_seed(0))
+
+
+def test_pairs_of_the_same_ground_are_known(cube: Cube, tmp_path: Path) -> None:
+    """Uniformity rests on pairs of independent places: a batch says which of its pairs are not."""
+    plan = toy_recipe(train={"batch": 4})
+    (roomy,) = islice(batches([made_up_cube(tmp_path / "large.zarr", side=320)], plan, 1), 1)
+    assert roomy.apart.all()
+    tight = made_up_cube(tmp_path / "tight.zarr", side=40, hole=False)
+    (crowded,) = islice(batches([tight], plan, 1), 1)
+    assert not crowded.apart.any()
+    twin = replace(tight, path=tmp_path / "twin.zarr")
+    (copied,) = islice(batches([tight, twin], plan, 1), 1)
+    assert not copied.apart.any(), "two cubes of one ground"
+    moved = GeoBox(tight.shape, tight.grid.transform * Affine.translation(4000, 0), tight.grid.crs)
+    (both,) = islice(batches([tight, replace(twin, grid=moved)], toy_recipe(train={"batch": 2}), 1), 1)
+    assert both.apart.all(), "one place in each"
 
 
 def test_reading_from_memory_and_from_disk_is_the_same(cube: Cube) -> None:
