@@ -3,12 +3,15 @@
 A store `x.zarr` is built with its records beside it, in `x.zarr.build/`:
 
     plan.json      the request as asked, its key (a hash of it), and what was frozen when work began
-    ledger.jsonl   a line per finished unit of work, with the SHA-256 of every file that the unit wrote
+    ledger.jsonl   a line per finished unit of work, with the SHA-256 of every file that the unit wrote; the last line
+                   says finished, with those of all other files
     lock           held with flock while a process writes; the kernel lets go when that process dies
 
 A unit is whole chunks, written once, by one worker. Its line follows its files, both flushed to disk, so that
 what the ledger names is there. Resuming is plan minus ledger. A finished store is left alone; another request for
-the same path is refused, or built in `x.zarr.build/next/` and renamed into place when `overwrite` is asked for.
+the same path is refused, or built in `x.zarr.build/next/` and renamed into place when `overwrite` is asked for; a unit
+that would be the same as in the store that it replaces may be adopted from there. `verify` holds a store to its
+ledger.
 
 Knows nothing of Zarr, arrays or networks. Source: `stores.md`, "A write that survives".
 """
@@ -21,6 +24,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,7 +54,7 @@ class Build:
     key: str  # hash of the request
     plan: Any = None  # what was frozen when the work began
     complete: bool = False
-    _done: set[str] = field(default_factory=set)
+    _lines: dict[str, dict[str, Any]] = field(default_factory=dict)  # of the finished units
 
     def template(self, write: Callable[[Path], None]) -> None:
         """Have `write(path)` make the empty store aside, then rename it into place. Nothing if it is there."""
@@ -63,22 +67,51 @@ class Build:
         _sync_folder(self.store.parent)
 
     def remaining(self, units: Iterable[str]) -> list[str]:
-        return [unit for unit in units if unit not in self._done]
+        return [unit for unit in units if unit not in self._lines]
 
-    def record(self, unit: str, files: Iterable[Path]) -> None:
-        """Flush the unit's files to disk, hash them, and only then say in the ledger that it is done."""
+    def about(self) -> dict[str, Any]:
+        """What was kept with the finished units, by their names."""
+        return {unit: line["about"] for unit, line in self._lines.items() if "about" in line}
+
+    def record(self, unit: str, files: Iterable[Path], about: Mapping[str, Any] | None = None) -> None:
+        """Flush the unit's files to disk, hash them, and only then say in the ledger that it is done.
+
+        `about` is plain JSON to be kept with the unit. A later line of the same unit takes the place of an earlier one.
+        """
         ordered = sorted(files)
         hashes = {str(path.relative_to(self.store)): _flush_and_hash(path) for path in ordered}
-        for folder in {path.parent for path in ordered}:
-            _sync_folder(folder)
-        self._append({"unit": unit, "files": hashes})
-        self._done.add(unit)
+        self._say(unit, hashes, about or {})
+
+    def adopt(self, unit: str, other: Record) -> None:
+        """Take a finished unit of another store as it is: its files are linked, not copied."""
+        line = other.units[unit]
+        for name in line["files"]:
+            place = self.store / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.unlink(missing_ok=True)
+            try:
+                os.link(other.store / name, place)
+            except OSError:  # a file system without links
+                shutil.copyfile(other.store / name, place)
+        self._say(unit, line["files"], line.get("about", {}))
 
     def finish(self, close: Callable[[Path], None]) -> None:
         """After the last unit: `close(store)` writes the final metadata; then the ledger says complete."""
         close(self.store)
-        self._append({"finished": self.key})
+        known = {name for line in self._lines.values() for name in line["files"]}
+        rest = (
+            path for path in self.store.rglob("*") if path.is_file() and str(path.relative_to(self.store)) not in known
+        )
+        hashes = {str(path.relative_to(self.store)): _flush_and_hash(path) for path in sorted(rest)}
+        self._append({"finished": self.key, "files": hashes})
         self.complete = True
+
+    def _say(self, unit: str, hashes: Mapping[str, str], about: Mapping[str, Any]) -> None:
+        for folder in {(self.store / name).parent for name in hashes}:
+            _sync_folder(folder)
+        line = {"unit": unit, "files": dict(hashes), **({"about": dict(about)} if about else {})}
+        self._append(line)
+        self._lines[unit] = line
 
     def _append(self, line: dict[str, Any]) -> None:
         with (self.records / "ledger.jsonl").open("ab") as out:
@@ -122,6 +155,71 @@ def build(
             current.store, current.records = store, home
 
 
+@dataclass(frozen=True)
+class Record:
+    """What the records of a store say, read and not written to."""
+
+    store: Path
+    request: Mapping[str, Any]
+    plan: Any
+    units: Mapping[str, Mapping[str, Any]]  # lines by unit: `files` to their hashes, `about`
+    rest: Mapping[str, str]  # metadata and coordinates to their hashes
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A file of a store that is not what the ledger says."""
+
+    path: str  # within the store
+    what: str  # missing, damaged or unknown
+    unit: str | None  # that wrote it; none for metadata and coordinates
+
+
+def read(store: Path) -> Record | None:
+    """The records of a store, or None where there are none. Raises Damaged where they cannot be read."""
+    plan = _read_plan(records_of(store))
+    if plan is None:
+        return None
+    lines = _read_lines(records_of(store) / "ledger.jsonl")
+    units = {line["unit"]: line for line in lines if "unit" in line}
+    rest = [line for line in lines if "finished" in line]
+    files = rest[-1].get("files", {}) if rest else {}
+    return Record(store, plan["request"], plan["plan"], units, files, bool(rest) and store.exists())
+
+
+def verify(store: Path, workers: int = 4) -> tuple[list[Fault], int]:
+    """Hold every file of a finished store to its hash; what differs, and how many files were looked at.
+
+    Raises BadInput where there are no records or the store is not finished.
+    """
+    record = read(store)
+    if record is None:
+        raise BadInput(f"{store} has no records beside it: {records_of(store).name} is gone", "nothing to hold it to")
+    if not record.finished:
+        raise BadInput(f"{store} is not finished", "run the command that made it again: it resumes")
+    owners = {name: unit for unit, line in record.units.items() for name in line["files"]}
+    hashes = {**{name: line["files"][name] for line in record.units.values() for name in line["files"]}, **record.rest}
+    with ThreadPoolExecutor(workers) as pool:
+        found = list(pool.map(lambda name: _state(store / name, hashes[name]), hashes))
+    faults = [Fault(name, what, owners.get(name)) for name, what in zip(hashes, found, strict=True) if what]
+    if record.rest:  # stores of earlier versions list their chunks alone
+        present = {str(path.relative_to(store)) for path in store.rglob("*") if path.is_file()}
+        faults += [Fault(name, "unknown", None) for name in sorted(present - set(hashes))]
+    return faults, len(hashes)
+
+
+def _state(path: Path, expected: str) -> str:
+    """Nothing if the file has this hash, else what is wrong."""
+    try:
+        with path.open("rb") as handle:
+            return "" if hashlib.file_digest(handle, "sha256").hexdigest() == expected else "damaged"
+    except FileNotFoundError:
+        return "missing"
+    except OSError:
+        return "damaged"
+
+
 def records_of(store: Path) -> Path:
     """Where the records of a store lie: beside it."""
     if not store.name:
@@ -163,7 +261,7 @@ def _enter(build: Build, request: dict[str, Any], content: Any) -> None:
     if not build.store.exists():  # removed by hand: its lines would pass for those of the next one
         (build.records / "ledger.jsonl").unlink(missing_ok=True)
     lines = _read_lines(build.records / "ledger.jsonl", mend=True)
-    build._done = {line["unit"] for line in lines if "unit" in line}
+    build._lines = {line["unit"]: line for line in lines if "unit" in line}
     build.complete = any("finished" in line for line in lines)
 
 

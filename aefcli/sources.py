@@ -267,6 +267,8 @@ _TEXT = Source(
 
 _ALL = (_SENTINEL_2, _SENTINEL_1, _LANDSAT, _PALSAR_2, _ERA5_LAND, _GEDI, _GRACE, _GLO_30, _NLCD, _TEXT)
 SOURCES: dict[str, Source] = {source.name: source for source in _ALL}
+# Words of acquisition geometry, as the numbers that decoders are given.
+WORDS = {"ascending": 1.0, "descending": -1.0, "right": 1.0, "left": -1.0}
 INPUTS = tuple(name for name, source in SOURCES.items() if source.role == "input+target")
 
 

@@ -28,7 +28,7 @@ from odc.geo.geobox import GeoBox
 from pyproj import Transformer
 from servers import Files, file_server, stac_api
 
-import aefcli.cube.store as store_module
+import aefcli.cube.write as store_module
 from aefcli import stac
 from aefcli.cube import Request, boa_offset, fetch, frames_of, open_cube, write_cube
 from aefcli.errors import AefError, BadInput, Locked, RemoteFailed
@@ -691,7 +691,7 @@ CHILD = """
 import sys, time, warnings
 from pathlib import Path
 warnings.simplefilter("ignore")
-import aefcli.cube.store as store
+import aefcli.cube.write as store
 from aefcli.cube import Request, fetch
 from aefcli.extent import BBox, Period
 store.CHUNK, store.SLAB = (32, 32, 32), 32

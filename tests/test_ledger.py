@@ -80,7 +80,9 @@ def test_build_resume_complete(store: Path) -> None:
     lines = [json.loads(line) for line in (ledger.records_of(store) / "ledger.jsonl").read_text().splitlines()]
     assert [line.get("unit") for line in lines] == [*UNITS, None]
     assert lines[1]["files"].keys() == {"b/c"}
-    assert lines[-1] == {"finished": ledger.digest(OLD)}
+    assert set(lines[-1]) == {"finished", "files"}
+    assert lines[-1]["finished"] == ledger.digest(OLD)
+    assert lines[-1]["files"].keys() == contents(store).keys() - set(UNITS), "metadata and coordinates"
 
 
 def test_torn_at_every_byte_of_the_last_two_lines(store: Path, tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_coarse_sources_are_repeated_and_what_lies_outside_is_not_present(tmp_pa
 
 
 def test_a_pass_with_one_pair_of_polarisations_weighs_by_the_pair_it_has(tmp_path: Path) -> None:
-    from aefcli.cube.store import _weight
+    from aefcli.cube.write import _weight
 
     power = np.full((2, 3, 3), 0.1, dtype="float32")
     nodata = np.full((1, 3, 3), SOURCES["sentinel-1"].nodata, dtype="float32")

@@ -17,10 +17,12 @@ Each source keeps its own spacing where that is coarser than the cube's; all sha
 Sources: `sources.md`, `stores.md`.
 """
 
+from aefcli.cube.dataset import write_cube
 from aefcli.cube.fetch import Fetched, Request, fetch
 from aefcli.cube.frames import Frame, boa_offset, frames_of
 from aefcli.cube.grid import check_gsd, factor, grid_attrs, grid_from, grid_of
-from aefcli.cube.store import Cube, CubeSource, chunk_files, open_cube, valid, write_cube
+from aefcli.cube.store import Cube, CubeSource, open_cube
+from aefcli.cube.write import chunk_files, valid
 
 __all__ = [
     "Cube",

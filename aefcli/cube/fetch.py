@@ -15,8 +15,9 @@ import numpy as np
 from aefcli import ledger
 from aefcli.cube.frames import Frame, frames_of
 from aefcli.cube.grid import check_gsd, coarser, factor, grid_of
-from aefcli.cube.store import FORMAT, Progress, Stack, layers_of, write
-from aefcli.errors import BadInput, RemoteFailed, unknown
+from aefcli.cube.load import Loading, load
+from aefcli.cube.write import FORMAT, Progress, Stack, layers_of, write
+from aefcli.errors import BadInput, unknown
 from aefcli.extent import BBox, Period, Tile
 from aefcli.sources import SOURCES, Source
 
@@ -186,62 +187,13 @@ def _read_items(frames: Sequence[Frame], source: Source, grid: GeoBox, request: 
         having = [frame.items[0] for frame in frames if frame.delivered[index]]
         if having:
             how = request.resampling or _resampling(having[0], band.assets[0], band.gsd, grid.resolution.x)
-            slab[band.name] = _load(frames, band.assets[0], source.dtype, source.nodata, how, grid)
+            slab[band.name], _ = load(frames, band.assets[0], source.dtype, source.nodata, how, grid, Loading())
     quality = source.quality
     if quality is not None:
-        slab[quality.name] = _load(frames, quality.assets[0], quality.dtype, quality.nodata, "nearest", grid)
-    return slab
-
-
-def _load(frames: Sequence[Frame], key: str, dtype: str, nodata: float, how: str, grid: GeoBox) -> np.ndarray:
-    """One asset as (frames, y, x): lazy through odc-stac, computed on dask's current scheduler."""
-    import odc.stac
-    from rasterio.errors import RasterioError
-
-    from aefcli.cube.read import Driver, without_query
-
-    out = np.full((len(frames), *grid.shape), nodata, dtype=dtype)
-    position = {item.id: at for at, frame in enumerate(frames) for item in frame.items if key in item.assets}
-    items = [item for frame in frames for item in frame.items if key in item.assets]
-    try:
-        lazy = odc.stac.load(
-            items,
-            bands=[key],
-            geobox=grid,
-            chunks={},
-            groupby=lambda item, parsed, index: position[item.id],
-            preserve_original_order=True,  # the first valid pixel wins, in the order of the frame's items
-            resampling=how,
-            dtype=dtype,
-            nodata=nodata,
-            patch_url=_signed,
-            driver=Driver(),
+        slab[quality.name], _ = load(
+            frames, quality.assets[0], quality.dtype, quality.nodata, "nearest", grid, Loading()
         )
-        filled = lazy[key].data.compute()
-    except (RasterioError, OSError) as error:
-        raise RemoteFailed(
-            f"cannot read {key} of {_named(error, items)}: {without_query(str(error))}", "run the same command again"
-        ) from error
-    out[sorted(set(position.values()))] = filled
-    return out
-
-
-def _named(error: BaseException, items: Sequence[pystac.Item]) -> str:
-    """The item whose file the error speaks of, else all of them."""
-    from aefcli.cube.read import without_query
-
-    text = str(error)
-    guilty = [item.id for item in items if any(without_query(asset.href) in text for asset in item.assets.values())]
-    return ", ".join(guilty or [item.id for item in items])
-
-
-def _signed(href: str) -> str:
-    """Planetary Computer's blobs want a token in the address; it lives 45 minutes, and a slab takes seconds."""
-    if ".blob.core.windows.net/" not in href:
-        return href
-    import planetary_computer
-
-    return planetary_computer.sign(href)
+    return slab
 
 
 def _resampling(item: pystac.Item, key: str, gsd: float, target: float) -> str:
