@@ -32,6 +32,9 @@ class AefError(Exception):
     def __str__(self) -> str:
         return f"{self.what} ({self.hint})" if self.hint else self.what
 
+    def __reduce__(self) -> tuple[type[AefError], tuple[str, str]]:
+        return type(self), (self.what, self.hint)  # whole, from one process to another
+
 
 class BadInput(AefError):
     code = 2

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from archives import Toy, make_toy
 from jaxtyping import install_import_hook
 
 # Must come before the first import of these modules. jaxtyping's shapes, checked by beartype.
@@ -31,6 +32,12 @@ def real() -> Path:
     if not REAL.is_dir():
         pytest.skip("needs the real data beside the checkout")
     return REAL
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
+    """The made-up archive. Not to be changed."""
+    return make_toy(tmp_path_factory.mktemp("toy"))
 
 
 def is_here(address: Any) -> bool:

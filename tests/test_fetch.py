@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +23,35 @@ import rasterio
 import rasterio.warp
 import xarray as xr
 from affine import Affine
+from archives import (
+    AUGUST,
+    DAYS,
+    KEYS,
+    ORIGIN,
+    OVERLAP,
+    SIDE,
+    TOY_BOX,
+    Toy,
+    canvas,
+    ring,
+    to_server,
+    toy_request,
+    write_tif,
+)
 from odc.geo.geobox import GeoBox
 from pyproj import Transformer
 from servers import Files, file_server, stac_api
 
 import aefcli.cube.write as store_module
 from aefcli import stac
-from aefcli.cube import Request, boa_offset, fetch, frames_of, open_cube, write_cube
+from aefcli.cube import Request, Work, boa_offset, fetch, frames_of, open_cube, write_cube
 from aefcli.errors import AefError, BadInput, Locked, RemoteFailed
 from aefcli.extent import BBox, Period, Tile
 from aefcli.sources import SOURCES
 
 BOX = BBox(15.00, 45.95, 15.40, 46.15)
-AUGUST = Period.parse("2023-08")
 S2 = SOURCES["sentinel-2"]
 BANDS = ("B02", "B03", "B04", "B08")
-KEYS = {"B02": "blue", "B03": "green", "B04": "red", "B08": "nir", "B11": "swir16", "scl": "scl"}
 CLOUDED = (0, 1, 3, 8, 9, 10, 12)  # 12 is no class of the product, yet these files have a few
 
 
@@ -72,7 +84,7 @@ def request_of(catalog: Path | str, **changes: Any) -> Request:
 def cube(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The real cube, bilinear as by default."""
     path = tmp_path_factory.mktemp("real") / "cube.zarr"
-    fetched = fetch(request_of(archive / "catalog.json"), path, workers=2)
+    fetched = fetch(request_of(archive / "catalog.json"), path, work=Work(2))
     assert (fetched.frames, fetched.items) == ({"sentinel-2": 5}, 10)
     assert len(fetched.notes) == 2  # no radar, no Landsat in that catalog
     return path
@@ -128,7 +140,7 @@ def bilinear(href: str, grid: GeoBox) -> np.ndarray:
 
 
 def test_nearest_pixels_are_those_of_the_files(archive: Path, real_items: list[dict[str, Any]], tmp_path: Path) -> None:
-    fetch(request_of(archive / "catalog.json", resampling="nearest"), tmp_path / "c.zarr", workers=2)
+    fetch(request_of(archive / "catalog.json", resampling="nearest"), tmp_path / "c.zarr", work=Work(2))
     data, grid = opened(tmp_path / "c.zarr"), open_cube(tmp_path / "c.zarr").grid
     for name in (*BANDS, "scl"):
         for number, members in enumerate(passes(real_items)):
@@ -218,14 +230,6 @@ def everything(path: Path) -> dict[str, tuple[int, str]]:
     return {str(file): (file.stat().st_mtime_ns, hashlib.sha256(file.read_bytes()).hexdigest()) for file in files}
 
 
-def to_server(items: list[dict[str, Any]], root: Path, url: str) -> list[dict[str, Any]]:
-    moved = copy.deepcopy(items)
-    for item in moved:
-        for asset in item["assets"].values():
-            asset["href"] = asset["href"].replace(str(root), url)
-    return moved
-
-
 def test_an_api_over_http_gives_the_same_bytes(
     archive: Path, real_items: list[dict[str, Any]], cube: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,11 +238,11 @@ def test_an_api_over_http_gives_the_same_bytes(
     with file_server(archive) as files:
         items = to_server(real_items[::-1], archive, files.url)
         with stac_api(tmp_path, [collection], items) as api:
-            fetched = fetch(request_of(api.url), tmp_path / "c.zarr", workers=2)
+            fetched = fetch(request_of(api.url), tmp_path / "c.zarr", work=Work(2))
             assert [line for line in api.log() if "search" in line[0]] == [("POST /search", "200")] * 3
             assert chunks_of(tmp_path / "c.zarr") == chunks_of(cube)
             before, asked = everything(tmp_path), len(files.log)
-            again = fetch(request_of(api.url), tmp_path / "c.zarr", workers=2)
+            again = fetch(request_of(api.url), tmp_path / "c.zarr", work=Work(2))
             assert (again.frames, again.items, again.written) == (fetched.frames, 10, 0)
             after = everything(tmp_path)
             assert after == before  # the API's log is among these files: no request was sent
@@ -254,7 +258,7 @@ def test_an_item_collection_gives_the_same_bytes(
         (tmp_path / "web/items.json").write_text(json.dumps({"type": "FeatureCollection", "features": items}))
         # Its own host may be named; the folder of the catalog is another one than the pixels'.
         with file_server(tmp_path / "web") as web:
-            fetch(request_of(f"{web.url}/items.json"), tmp_path / "c.zarr", workers=2)
+            fetch(request_of(f"{web.url}/items.json"), tmp_path / "c.zarr", work=Work(2))
     assert chunks_of(tmp_path / "c.zarr") == chunks_of(cube)
 
 
@@ -292,11 +296,6 @@ def item_of(name: str = "S2A_33TWM_20230815_0_L2A", **changes: Any) -> pystac.It
             "assets": {key: {"href": f"https://example.com/{name}/{key}.tif"} for key in assets},
         }
     )
-
-
-def ring(box: list[float]) -> list[list[float]]:
-    west, south, east, north = box[0], box[1], box[len(box) // 2], box[len(box) // 2 + 1]
-    return [[west, south], [east, south], [east, north], [west, north], [west, south]]
 
 
 @pytest.mark.parametrize(
@@ -391,120 +390,6 @@ def test_solar_day_across_180_degrees_is_that_of_the_far_side() -> None:
 
 # ---------------------------------------------------------------- a made-up archive: two tiles, three passes, 60 m
 
-ORIGIN = (500040.0, 5100000.0)
-SIDE, OVERLAP = 64, 16
-TO_DEGREES = Transformer.from_crs(32633, 4326, always_xy=True)
-DAYS = ("2023-08-10", "2023-08-13", "2023-08-15")
-CATALOG = "items.json"
-
-
-@dataclass(frozen=True)
-class Toy:
-    """A made-up archive in a folder: its items as JSON, and its pixels by (item, band)."""
-
-    folder: Path
-    items: list[dict[str, Any]]
-    pixels: dict[tuple[str, str], np.ndarray]
-
-    @property
-    def catalog(self) -> Path:
-        return self.folder / CATALOG
-
-    def saved(self, items: list[dict[str, Any]], name: str = "other.json") -> Path:
-        path = self.folder / name
-        path.write_text(json.dumps({"type": "FeatureCollection", "features": items}))
-        return path
-
-    def over(self, url: str) -> list[dict[str, Any]]:
-        return to_server(self.items, self.folder, url)
-
-
-def corners(left: float, top: float, width: float, height: float) -> BBox:
-    """A box in degrees whose outline lies inside the one in metres."""
-    x, y = [left, left + width, left, left + width], [top, top, top - height, top - height]
-    longitude, latitude = TO_DEGREES.transform(x, y)
-    west, east = sorted(longitude)[1:3]
-    south, north = sorted(latitude)[1:3]
-    return BBox(west, south, east, north)
-
-
-TOY_BOX = corners(ORIGIN[0] + 330, ORIGIN[1] - 330, 5700, 3000)
-
-
-def toy_item(folder: Path, day: str, tile: int) -> dict[str, Any]:
-    """One item of the archive as JSON; its files are named, not written."""
-    name = f"S2A_33T{'WM' if tile == 0 else 'XM'}_{day.replace('-', '')}_0_L2A"
-    left = ORIGIN[0] + tile * (SIDE - OVERLAP) * 60
-    west, south, east, north = rasterio.warp.transform_bounds(
-        "EPSG:32633", "EPSG:4326", left, ORIGIN[1] - SIDE * 60, left + SIDE * 60, ORIGIN[1]
-    )
-    return {
-        "type": "Feature",
-        "stac_version": "1.0.0",
-        "stac_extensions": ["https://stac-extensions.github.io/projection/v1.0.0/schema.json"],
-        "id": name,
-        "collection": "sentinel-2-l2a",
-        "bbox": [west, south, east, north],
-        "geometry": {"type": "Polygon", "coordinates": [ring([west, south, east, north])]},
-        "properties": {
-            "datetime": f"{day}T09:57:{50 - tile}Z",  # the eastern tile comes first in time, and last by id
-            "platform": "sentinel-2a",
-            "grid:code": name[4:9],
-            "s2:datatake_id": f"GS2A_{day.replace('-', '')}T095031_042547_N05.09",
-            "s2:processing_baseline": "05.09",
-            "proj:epsg": 32633,
-        },
-        "links": [],
-        "assets": {key: {"href": str(folder / name / f"{band}.tif")} for band, key in KEYS.items()},
-    }
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
-    folder = tmp_path_factory.mktemp("toy")
-    made = Toy(folder, [toy_item(folder, day, tile) for day in DAYS for tile in (0, 1)], {})
-    rng = np.random.default_rng(0)
-    for number, item in enumerate(made.items):
-        (folder / item["id"]).mkdir()
-        for band in KEYS:
-            high = 12 if band == "scl" else 4000
-            values = rng.integers(0 if band == "scl" else 1, high, (SIDE, SIDE)).astype(
-                "uint8" if high == 12 else "uint16"
-            )
-            values[:, 30 : 30 + 3 * number] = 0  # a wedge without data
-            write_tif(
-                folder / item["id"] / f"{band}.tif", values, left=ORIGIN[0] + (number % 2) * (SIDE - OVERLAP) * 60
-            )
-            made.pixels[item["id"], band] = values
-    made.saved(made.items, CATALOG)
-    return made
-
-
-def write_tif(path: Path, values: np.ndarray, *, left: float, **options: Any) -> None:
-    profile = {
-        "driver": "GTiff",
-        "height": SIDE,
-        "width": SIDE,
-        "count": 1,
-        "dtype": values.dtype,
-        "crs": "EPSG:32633",
-        "transform": Affine(60, 0, left, 0, -60, ORIGIN[1]),
-        "nodata": 0,
-        "tiled": True,
-        "blockxsize": 32,
-        "blockysize": 32,
-        **options,
-    }
-    with rasterio.open(path, "w", **profile) as file:
-        file.write(values, 1)
-
-
-def toy_request(toy: Toy | Path | str, **changes: Any) -> Request:
-    catalog = str(toy.catalog if isinstance(toy, Toy) else toy)
-    return Request(
-        **{"catalog": catalog, "bbox": TOY_BOX, "period": AUGUST, "gsd": 60, "sources": ("sentinel-2",), **changes}
-    )
-
 
 @pytest.fixture(scope="module", autouse=True)
 def small_chunks() -> Iterator[None]:
@@ -520,18 +405,6 @@ def toy_cube(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("toy-cube") / "c.zarr"
     fetch(toy_request(toy), path)
     return path
-
-
-def canvas(toy: Toy, band: str, day: str, grid: GeoBox) -> np.ndarray:
-    """What a frame must hold where the tiles overlap: the first in time, which is the eastern."""
-    whole = np.zeros((SIDE, 2 * SIDE - OVERLAP), int)
-    for tile in (0, 1):  # the later one is written over
-        item = toy.items[2 * DAYS.index(day) + tile]
-        left = tile * (SIDE - OVERLAP)
-        part, values = whole[:, left : left + SIDE], toy.pixels[item["id"], band]
-        part[values > 0] = values[values > 0]
-    left, top = round((grid.transform.c - ORIGIN[0]) / 60), round((ORIGIN[1] - grid.transform.f) / 60)
-    return whole[top : top + grid.shape[0], left : left + grid.shape[1]]
 
 
 def test_made_up_archive_comes_back_pixel_by_pixel(toy: Toy, toy_cube: Path) -> None:
@@ -641,7 +514,7 @@ def test_finished_fetch_writes_nothing_and_asks_nothing(toy: Toy, tmp_path: Path
         request = toy_request(f"{files.url}/web.json")
         fetch(request, tmp_path / "c.zarr")
         before, asked = everything(tmp_path), len(files.log)
-        again = fetch(request, tmp_path / "c.zarr", workers=1)
+        again = fetch(request, tmp_path / "c.zarr", work=Work(1))
         assert (again.written, again.frames, again.items) == (0, {"sentinel-2": 3}, 6)
         assert everything(tmp_path) == before
         assert len(files.log) == asked > 0
@@ -695,8 +568,8 @@ import aefcli.cube.write as store
 from aefcli.cube import Request, fetch
 from aefcli.extent import BBox, Period
 store.CHUNK, store.SLAB = (32, 32, 32), 32
-write = store._write_slab
-store._write_slab = lambda *args: (time.sleep(0.2), write(*args))[1]
+write = store.write_slab
+store.write_slab = lambda *args: (time.sleep(0.2), write(*args))[1]
 catalog, box, gsd, out, overwrite = sys.argv[1:]
 box = BBox(*map(float, box.split("/")))
 request = Request(catalog, box, Period.parse("2023-08"), ("sentinel-2",), float(gsd))

@@ -21,8 +21,9 @@ from aefcli.cube.dataset import write_cube
 from aefcli.cube.fetch import Fetched, Request, fetch
 from aefcli.cube.frames import Frame, boa_offset, frames_of
 from aefcli.cube.grid import check_gsd, factor, grid_attrs, grid_from, grid_of
+from aefcli.cube.grow import add_source
 from aefcli.cube.store import Cube, CubeSource, open_cube
-from aefcli.cube.write import chunk_files, valid
+from aefcli.cube.write import Work, chunk_files, valid
 
 __all__ = [
     "Cube",
@@ -30,6 +31,8 @@ __all__ = [
     "Fetched",
     "Frame",
     "Request",
+    "Work",
+    "add_source",
     "boa_offset",
     "check_gsd",
     "chunk_files",

@@ -11,7 +11,7 @@ import numpy as np
 
 from aefcli import ledger
 from aefcli.cube.grid import shape_of
-from aefcli.cube.write import FORMAT, SLAB, Stack, layers_of, write
+from aefcli.cube.write import FORMAT, SLAB, Parts, Slab, Stack, Work, layers_of, write
 from aefcli.errors import BadInput, unknown
 from aefcli.extent import Period, Tile, tiles
 from aefcli.sources import SOURCES, WORDS, Source
@@ -35,24 +35,24 @@ def write_cube(path: Path, datasets: Mapping[str, xr.Dataset], period: Period, *
     for name, dataset in datasets.items():
         if name not in SOURCES:
             raise unknown("source", name, SOURCES)
-        stacks.append(_stack_of_dataset(SOURCES[name], dataset))
+        stacks.append(stack_of_dataset(SOURCES[name], dataset))
     if not stacks:
         raise BadInput("a cube needs at least one source")
     grid = min((stack.grid for stack in stacks), key=lambda grid: grid.resolution.x)
     for stack in stacks:
-        _check_nested(stack, grid)
+        check_nested(stack, grid)
     request = {
         "format": FORMAT,
-        "datasets": {s.source.name: _fingerprint(s) for s in stacks},
+        "datasets": {s.source.name: fingerprint(s) for s in stacks},
         "period": str(period),
     }
     with ledger.build(path, request, dict, overwrite=overwrite) as build:
         if not build.complete:
-            write(build, stacks, grid, period, {"aef:request": request}, 1, None)
+            write(build, Parts(grid, period, stacks, {}, request), Work(threads=1))
     return path
 
 
-def _stack_of_dataset(source: Source, dataset: xr.Dataset) -> Stack:
+def stack_of_dataset(source: Source, dataset: xr.Dataset) -> Stack:
     """Check a dataset against the table and wrap it as a stack."""
     import odc.geo.xr  # noqa: F401 - adds .odc to datasets
 
@@ -80,10 +80,10 @@ def _stack_of_dataset(source: Source, dataset: xr.Dataset) -> Stack:
     if source.quality is not None and source.quality.name not in dataset:
         layers.pop(source.quality.name)
 
-    def read(when: slice, tile: Tile) -> dict[str, np.ndarray]:
+    def read(frames: np.ndarray, tile: Tile, threads: int) -> Slab:
         rows, columns = tile.slices
-        part = dataset[extra].isel(time=when, y=rows, x=columns)
-        return {name: _stored(part[name].to_numpy(), name, *layers[name]) for name in extra}
+        part = dataset[extra].isel(time=frames, y=rows, x=columns)
+        return Slab({name: _stored(part[name].to_numpy(), name, *layers[name]) for name in extra})
 
     def per_band(name: str, default: Sequence[float]) -> np.ndarray:
         values = np.asarray(default, dtype="float64")
@@ -140,7 +140,7 @@ def _stored(values: np.ndarray, name: str, dtype: str, nodata: float) -> np.ndar
     return whole.astype(kind)
 
 
-def _check_nested(stack: Stack, grid: GeoBox) -> None:
+def check_nested(stack: Stack, grid: GeoBox) -> None:
     """All sources share the corner, and their cells are whole multiples of the cube's."""
     ratio = stack.grid.resolution.x / grid.resolution.x
     whole = math.isclose(ratio, round(ratio))
@@ -151,7 +151,7 @@ def _check_nested(stack: Stack, grid: GeoBox) -> None:
         raise BadInput(f"{stack.source.name} does not share the corner, the CRS or whole cells with the finest source")
 
 
-def _fingerprint(stack: Stack) -> str:
+def fingerprint(stack: Stack) -> str:
     """A hash of times, grid and values, so that another dataset is not taken for the same request."""
     import hashlib
 
@@ -162,6 +162,6 @@ def _fingerprint(stack: Stack) -> str:
         if name in stack.source.meta and any(values):  # without them the hash is the one it was before they existed
             sha.update(f"{name}{list(map(str, values))}".encode())
     for tile in tiles(shape_of(stack.grid), SLAB):
-        for values in stack.read(slice(None), tile).values():
+        for values in stack.read(np.arange(len(stack.times)), tile, 1).values.values():
             sha.update(np.ascontiguousarray(values).tobytes())
     return sha.hexdigest()

@@ -5,8 +5,9 @@ Sources: `sources.md`, `stores.md`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,10 @@ import numpy as np
 
 from aefcli import ledger
 from aefcli.cube.frames import Frame, frames_of
-from aefcli.cube.grid import check_gsd, coarser, factor, grid_of
+from aefcli.cube.grid import check_gsd, coarser, factor, grid_attrs, grid_of
+from aefcli.cube.grow import FinishedCube
 from aefcli.cube.load import Loading, load
-from aefcli.cube.write import FORMAT, Progress, Stack, layers_of, write
+from aefcli.cube.write import FORMAT, Parts, Progress, Slab, Stack, Work, Written, layers_of, write
 from aefcli.errors import BadInput, unknown
 from aefcli.extent import BBox, Period, Tile
 from aefcli.sources import SOURCES, Source
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """A fetch as typed."""
+    """A fetch as typed. `grid`, if given, is the cube's and `bbox` its outline; `area` is WKT in degrees in the box."""
 
     catalog: str
     bbox: BBox
@@ -39,8 +41,25 @@ class Request:
     gsd: float = 10.0
     crs: str | None = None
     resampling: str | None = None  # none: bilinear, or average where the asset is finer by 2 or more
+    grid: GeoBox | None = None
+    area: str | None = None
+    collections: Mapping[str, str] = field(default_factory=dict)  # by source, instead of the usual ones
+    bands: tuple[str, ...] = ()  # none: all; those of sources that have none of these too
+    max_cloud: float | None = None  # per cent of an item, as its catalog states it
+    loader: str = "odc"
+    on_missing: str = "fail"  # or mask
 
     def as_dict(self) -> dict[str, Any]:
+        """What makes a cube what it is, as plain JSON. What is left at its default is left out, but for the oldest."""
+        later = {
+            "grid": grid_attrs(self.grid) if self.grid is not None else None,
+            "area": self.area,
+            "collections": dict(sorted(self.collections.items())),
+            "bands": sorted(self.bands),
+            "max_cloud": self.max_cloud,
+            "loader": self.loader if self.loader != "odc" else None,
+            "on_missing": self.on_missing if self.on_missing != "fail" else None,
+        }
         return {
             "format": FORMAT,
             "catalog": str(Path(self.catalog).resolve()) if Path(self.catalog).is_file() else self.catalog,
@@ -50,58 +69,110 @@ class Request:
             "gsd": float(self.gsd),
             "crs": self.crs,
             "resampling": self.resampling,
+            **{key: value for key, value in later.items() if value not in (None, [], {})},
         }
+
+    def source(self, name: str) -> Source:
+        """The source with the bands that are asked for."""
+        known = SOURCES[name]
+        asked = tuple(band for band in known.bands if band.name in self.bands)
+        return replace(known, bands=asked or known.bands)
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """What a fetch ended with. `notes`: sources left out, with the reason."""
+    """What a fetch ended with. `notes`: sources left out, with the reason; `missing`: assets that were masked."""
 
     path: Path
     frames: dict[str, int]
     items: int
     notes: tuple[str, ...]
-    written: int  # units written by this call
+    written: int  # units made by this call
+    adopted: int = 0  # units taken from the cube that was there
+    missing: tuple[str, ...] = ()
 
 
 def fetch(
     request: Request,
     out: Path,
     *,
-    workers: int = 4,
+    work: Work | None = None,
     overwrite: bool = False,
+    refresh: bool = False,
     progress: Progress | None = None,
 ) -> Fetched:
     """Search, plan and write a cube; resume one that was cut off; leave a finished one alone.
 
-    Raises BadInput before anything is written, RemoteFailed (resumable) when data cannot be read.
+    A finished cube of the same request for a shorter period grows; with `refresh` a finished one is searched for anew
+    and grows by what is new. Raises BadInput before anything is written, RemoteFailed (resumable) when data cannot be
+    read.
     """
     from aefcli.stac import open_catalog
 
+    grid = check(request)
+    before = None if overwrite else FinishedCube.at(out)
+    attached = before.attached if before else {}
+    asked = request.as_dict() | ({"attached": attached} if attached else {})
+    plan = cache(lambda: _plan(open_catalog(request.catalog), request, attached))
+    if before and not _grows(before.record, asked, refresh, plan):
+        before = None
+    with ledger.build(out, asked, plan, overwrite=overwrite or before is not None) as build:
+        items = build.plan["items"]
+        stacks = [_stack_of_items(name, found, grid, request) for name, found in items.items()]
+        done = Written(0, 0, ())
+        if not build.complete:
+            tables, old = {}, None
+            if before:
+                kept = [before.stack(name) for name in before.rasters if name in attached]
+                stacks, tables, old = [*map(before.joined, stacks), *kept], before.tables, before.old()
+            parts = Parts(grid, request.period, stacks, tables, asked)
+            done = write(build, parts, work or Work(), progress, old)
+    frames = {stack.source.name: len(stack.times) for stack in stacks}
+    count = sum(map(len, items.values()))
+    return Fetched(out, frames, count, tuple(build.plan["notes"]), done.made, done.adopted, done.missing)
+
+
+def _grows(old: ledger.Record, asked: Mapping[str, Any], refresh: bool, plan: Callable[[], Mapping[str, Any]]) -> bool:
+    """Whether a finished cube is to grow: by a longer period that holds its own, or by what a new search finds."""
+    if ledger.canonical(old.request) == ledger.canonical(asked):
+        return refresh and plan()["items"] != old.plan["items"]
+    rest = [{key: value for key, value in request.items() if key != "period"} for request in (old.request, asked)]
+    if ledger.canonical(rest[0]) != ledger.canonical(rest[1]):
+        return False
+    (start, end), (begin, finish) = (request["period"].split("/") for request in (old.request, asked))
+    return bool(begin <= start and end <= finish)  # ISO dates in one zone sort as they follow
+
+
+def check(request: Request) -> GeoBox:
+    """The cube's grid; refuses what no catalog could answer, before anything is asked of one."""
     check_gsd(request.gsd)
-    for name in request.sources:
+    for name in (*request.sources, *request.collections):
         if name not in SOURCES:
             raise unknown("source", name, SOURCES)
-        if not SOURCES[name].collections:
-            raise BadInput(f"no catalog has {name}: it comes from files", "leave it out")
-    grid = grid_of(request.bbox, request.gsd, request.crs)
-    asked = request.as_dict()
-    with ledger.build(out, asked, lambda: _plan(open_catalog(request.catalog), request), overwrite=overwrite) as build:
-        plan = build.plan
-        stacks = [_stack_of_items(name, items, grid, request) for name, items in plan["items"].items()]
-        written = 0
-        if not build.complete:
-            written = write(build, stacks, grid, request.period, {"aef:request": asked}, workers, progress)
-    frames = {stack.source.name: len(stack.times) for stack in stacks}
-    return Fetched(out, frames, sum(map(len, plan["items"].values())), tuple(plan["notes"]), written)
+        if not SOURCES[name].collections and name not in request.collections:
+            raise BadInput(f"no catalog has {name}: it comes from files", "aef attach CUBE --source brings it in")
+    known = {band.name for source in SOURCES.values() if source.collections for band in source.bands}
+    for band in request.bands:
+        if band not in known:
+            raise unknown("--band", band, known)
+    if request.max_cloud is not None and not 0 <= request.max_cloud <= 100:
+        raise BadInput(f"--max-cloud {request.max_cloud:g} is not between 0 and 100", "it is in per cent")
+    for option, value, allowed in (
+        ("--loader", request.loader, ("odc", "stackstac")),
+        ("--on-missing", request.on_missing, ("fail", "mask")),
+        ("--resampling", request.resampling or "bilinear", ("nearest", "bilinear")),
+    ):
+        if value not in allowed:
+            raise unknown(option, value, allowed)
+    return request.grid if request.grid is not None else grid_of(request.bbox, request.gsd, request.crs)
 
 
-def _plan(catalog: Catalog, request: Request) -> dict[str, Any]:
+def _plan(catalog: Catalog, request: Request, attached: Container[str] = ()) -> dict[str, Any]:
     """What the ledger freezes: the items of each source, trimmed to what reading them needs, and the notes."""
     from aefcli.stac import keep
 
     free, barred = catalog.offers()
-    chosen = request.sources or tuple(free)
+    chosen = request.sources or tuple(name for name in free if name not in attached)
     notes = [f"{name}: {reason}" for name, reason in barred.items() if not request.sources]
     planned: dict[str, list[dict[str, Any]]] = {}
     for name in chosen:
@@ -110,14 +181,15 @@ def _plan(catalog: Catalog, request: Request) -> dict[str, Any]:
                 f"{request.catalog} does not give {name}: {barred[name]}",
                 "leave it out, or name another --stac",
             )
+        source = request.source(name)
         found = catalog.search(free[name], request.bbox, request.period)
-        items, dropped = keep(found, SOURCES[name])
-        usable = [item for item in items if _is_usable(item, SOURCES[name])]
+        items, dropped = keep([item for item in found if _within(item, request.area)], source)
+        usable = [item for item in items if _is_usable(item, source)]
         if usable:
-            planned[name] = [_trim(item, SOURCES[name], catalog) for item in usable]
+            planned[name] = [_trim(item, source, catalog) for item in sorted(usable, key=lambda item: item.id)]
         elif not items:
-            others = f"; {dropped} of other platforms" if dropped else ""
-            notes.append(f"{name}: 0 items of {free[name]} in {request.bbox} and {request.period}{others}")
+            why = f"; {dropped} of other platforms" if dropped else ""
+            notes.append(f"{name}: 0 items of {free[name]} in {request.bbox} and {request.period}{why}")
         if len(usable) < len(items):
             notes.append(f"{name}: {len(items) - len(usable)} items left out, without bands or a quality layer")
     if not planned:
@@ -126,6 +198,14 @@ def _plan(catalog: Catalog, request: Request) -> dict[str, Any]:
             "widen --bbox or --period",
         )
     return {"items": planned, "notes": notes}
+
+
+def _within(item: pystac.Item, area: str | None) -> bool:
+    """Whether the item touches the area (WKT in degrees); all do where there is none."""
+    from shapely import from_wkt
+    from shapely.geometry import shape
+
+    return area is None or item.geometry is None or bool(shape(item.geometry).intersects(from_wkt(area)))
 
 
 def _names(source: Source) -> dict[str, tuple[str, ...]]:
@@ -155,14 +235,10 @@ def _stack_of_items(name: str, items: Sequence[Mapping[str, Any]], grid: GeoBox,
     """The frames of one source as a stack whose slabs are read from the archive when asked for."""
     import pystac
 
-    source = SOURCES[name]
+    source = request.source(name)
     frames = frames_of([pystac.Item.from_dict(dict(item)) for item in items], source)
-    cells = coarser(grid, factor(source.gsd, request.gsd))
+    cells = coarser(grid, factor(source.gsd, grid.resolution.x))
     delivered: np.ndarray = np.array([frame.delivered for frame in frames], dtype=bool)
-
-    def read(when: slice, tile: Tile) -> dict[str, np.ndarray]:
-        return _read_items(frames[when], source, cells[tile.slices], request)
-
     return Stack(
         source=source,
         grid=cells,
@@ -176,24 +252,40 @@ def _stack_of_items(name: str, items: Sequence[Mapping[str, Any]], grid: GeoBox,
             "orbit": [frame.orbit for frame in frames],
         },
         layers=layers_of(source, [any(column) for column in zip(*delivered, strict=True)]),
-        read=read,
+        read=Archive(tuple(frames), source, cells, request.resampling, request.loader, request.on_missing == "mask"),
     )
 
 
-def _read_items(frames: Sequence[Frame], source: Source, grid: GeoBox, request: Request) -> dict[str, np.ndarray]:
-    """One slab: every variable of the source for these frames on this grid, read in parallel by odc-stac and dask."""
-    slab: dict[str, np.ndarray] = {}
-    for index, band in enumerate(source.bands):
-        having = [frame.items[0] for frame in frames if frame.delivered[index]]
-        if having:
-            how = request.resampling or _resampling(having[0], band.assets[0], band.gsd, grid.resolution.x)
-            slab[band.name], _ = load(frames, band.assets[0], source.dtype, source.nodata, how, grid, Loading())
-    quality = source.quality
-    if quality is not None:
-        slab[quality.name], _ = load(
-            frames, quality.assets[0], quality.dtype, quality.nodata, "nearest", grid, Loading()
-        )
-    return slab
+@dataclass(frozen=True)
+class Archive:
+    """Reads slabs of one source from the files that its frames' items name."""
+
+    frames: tuple[Frame, ...]
+    source: Source
+    grid: GeoBox
+    resampling: str | None
+    loader: str
+    mask: bool
+
+    def __call__(self, which: np.ndarray, tile: Tile, threads: int) -> Slab:
+        frames, grid = [self.frames[index] for index in which], self.grid[tile.slices]
+        loading = Loading(self.loader, self.mask, threads)
+        values, missing = {}, []
+        for index, band in enumerate(self.source.bands):
+            having = [frame.items[0] for frame in frames if frame.delivered[index]]
+            if having:
+                how = self.resampling or _resampling(having[0], band.assets[0], band.gsd, grid.resolution.x)
+                values[band.name], lost = load(
+                    frames, band.assets[0], self.source.dtype, self.source.nodata, how, grid, loading
+                )
+                missing += lost
+        quality = self.source.quality
+        if quality is not None:
+            values[quality.name], lost = load(
+                frames, quality.assets[0], quality.dtype, quality.nodata, "nearest", grid, loading
+            )
+            missing += lost
+        return Slab(values, tuple(missing))
 
 
 def _resampling(item: pystac.Item, key: str, gsd: float, target: float) -> str:

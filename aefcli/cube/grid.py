@@ -82,7 +82,9 @@ def grid_from(attrs: Any) -> GeoBox:
     from odc.geo.geobox import GeoBox
     from rasterio import Affine
 
-    return GeoBox(attrs["shape"], Affine(*attrs["transform"]), CRS(attrs["crs"]))
+    crs = CRS(attrs["crs"])
+    named = CRS(f"EPSG:{crs.epsg}") if crs.epsg else crs  # what writes a grid's CRS down spells it by its name
+    return GeoBox(attrs["shape"], Affine(*attrs["transform"]), named if named == crs else crs)
 
 
 def crs_of(grid: GeoBox) -> Any:

@@ -6,8 +6,10 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +17,12 @@ import numpy as np
 
 from aefcli import ledger
 from aefcli.cube.grid import grid_attrs, shape_of
-from aefcli.errors import NoResources
+from aefcli.errors import BadInput, NoResources
 from aefcli.extent import Period, Tile, tiles
 from aefcli.sources import Source
 
 if TYPE_CHECKING:
+    import xarray as xr
     import zarr
     from odc.geo.geobox import GeoBox
 
@@ -27,8 +30,20 @@ FORMAT = "datacube/1"
 CHUNK = (32, 128, 128)  # frames, rows, columns: training reads patches through all time
 SLAB = 512  # side of a unit of work: whole chunks, and about one block of a remote COG
 
+IN_FLIGHT = 2  # units at a time in one process: while one is packed and flushed to disk the other is read
+
 Progress = Callable[[int, int], None]
-Reader = Callable[[slice, Tile], dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Slab:
+    """Some frames of one source over a tile: its variables (t, y, x) by name, and the assets that were masked."""
+
+    values: dict[str, np.ndarray]
+    missing: tuple[str, ...] = ()
+
+
+Reader = Callable[[np.ndarray, Tile, int], Slab]  # indices of frames, cells, threads
 
 
 @dataclass(frozen=True)
@@ -46,6 +61,17 @@ class Stack:
     read: Reader
 
 
+@dataclass(frozen=True)
+class Old:
+    """A finished cube whose units may be adopted: its records, and which frames of its sources are those of a stack."""
+
+    record: ledger.Record
+    same: Callable[[Stack, slice], bool]
+
+    def has(self, unit: str, stack: Stack, when: slice) -> bool:
+        return unit in self.record.units and self.same(stack, when)
+
+
 def layers_of(source: Source, delivered: Sequence[bool]) -> dict[str, tuple[str, float]]:
     """Variables of a source's group: the bands that any frame has, its quality layer, the weight."""
     layers = {
@@ -56,44 +82,137 @@ def layers_of(source: Source, delivered: Sequence[bool]) -> dict[str, tuple[str,
     return {**layers, "weight": ("uint8", 0)}
 
 
-def write(
-    build: ledger.Build,
-    stacks: Sequence[Stack],
-    grid: GeoBox,
-    period: Period,
-    attrs: Mapping[str, Any],
-    workers: int,
-    progress: Progress | None,
-) -> int:
-    """Template, then every unit not yet in the ledger, then the closing metadata. Returns the units written."""
-    import dask
+@dataclass(frozen=True)
+class Parts:
+    """All that a cube is made of."""
 
+    grid: GeoBox
+    period: Period
+    stacks: Sequence[Stack]
+    points: Mapping[str, xr.Dataset]  # tables such as texts, written whole
+    request: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Who makes the slabs: threads of this process, or a dask cluster, by its address or its number of processes."""
+
+    threads: int = 4
+    dask: str | None = None
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a write ended with: units made and units adopted by it, and the assets masked in the whole cube."""
+
+    made: int
+    adopted: int
+    missing: tuple[str, ...]
+
+
+def write(
+    build: ledger.Build, parts: Parts, work: Work, progress: Progress | None = None, old: Old | None = None
+) -> Written:
+    """Template, then every unit not yet in the ledger, then the closing metadata. What `old` has is adopted."""
     root = {
         ledger.FORMAT_KEY: FORMAT,
         "aef:key": build.key,
-        "aef:grid": grid_attrs(grid),
-        "aef:period": [period.start, period.end],
-        "aef:sources": [stack.source.name for stack in stacks],
-        **attrs,
+        "aef:grid": grid_attrs(parts.grid),
+        "aef:period": [parts.period.start, parts.period.end],
+        "aef:sources": [stack.source.name for stack in parts.stacks],
+        **({"aef:points": list(parts.points)} if parts.points else {}),
+        "aef:request": dict(parts.request),
     }
-    try:
-        build.template(lambda path: _template(path, stacks, root))
-        units = {f"{s.source.name}/{w.start}/{t.top}/{t.left}": (s, w, t) for s in stacks for w, t in _units(s)}
+    with storing(build.store):
+        build.template(lambda path: _template(path, parts, root))
+        units = {f"{s.source.name}/{w.start}/{t.top}/{t.left}": (s, w, t) for s in parts.stacks for w, t in _units(s)}
         todo = build.remaining(units)
-        with _quiet_warps(), dask.config.set(scheduler="threads", num_workers=workers):
-            for done, name in enumerate(todo):
-                if progress:
-                    progress(len(units) - len(todo) + done, len(units))
-                stack, when, tile = units[name]
-                build.record(name, _write_slab(build.store, stack, when, tile))
-        if progress and todo:
-            progress(len(units), len(units))
-        build.finish(_close)
+        if old:
+            for name in todo:
+                if old.has(name, *units[name][:2]):
+                    build.adopt(name, old.record)
+        left = build.remaining(units)
+        for done, (name, files, missing) in enumerate(made(build.store, {name: units[name] for name in left}, work)):
+            build.record(name, files, {"missing": missing} if missing else None)
+            if progress:
+                progress(len(units) - len(left) + done + 1, len(units))
+        masked = tuple(sorted({asset for about in build.about().values() for asset in about.get("missing", ())}))
+        build.finish(lambda path: _close(path, masked))
+    return Written(len(left), len(todo) - len(left), masked)
+
+
+@contextmanager
+def storing(store: Path) -> Iterator[None]:
+    """A disk that refuses, as one line."""
+    try:
+        yield
     except OSError as error:
-        raise NoResources(
-            f"cannot write {build.store}: {error.strerror or error}", "make room, then run again"
-        ) from error
-    return len(todo)
+        raise NoResources(f"cannot write {store}: {error.strerror or error}", "make room, then run again") from error
+
+
+def made(
+    store: Path, units: Mapping[str, tuple[Stack, slice, Tile]], work: Work
+) -> Iterator[tuple[str, list[Path], tuple[str, ...]]]:
+    """Make units, a few in flight so that memory is bounded: each with its files and masked assets, as it gets done."""
+    names = iter(units)
+    running: dict[Future[tuple[list[Path], tuple[str, ...]]], str] = {}
+    with _quiet_warps(), _executor(work) as (pool, at_once):
+        while True:
+            for name in islice(names, at_once - len(running)):
+                running[pool.submit(write_slab, store, *units[name], work.threads)] = name
+            if not running:
+                return
+            for done in wait(running, return_when=FIRST_COMPLETED).done:
+                yield (running.pop(done), *done.result())
+
+
+@contextmanager
+def _executor(work: Work) -> Iterator[tuple[Executor, int]]:
+    """What runs units, and how many at a time. After an error nobody waits for the rest."""
+    if work.dask is None:
+        with _abandoned(ThreadPoolExecutor(IN_FLIGHT)) as pool:
+            yield pool, IN_FLIGHT if work.threads > 1 else 1
+        return
+    with _client(work) as client:
+        count = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
+        with _abandoned(client.get_executor(pure=False, retries=3)) as pool:
+            yield pool, IN_FLIGHT * count
+
+
+@contextmanager
+def _abandoned(pool: Executor) -> Iterator[Executor]:
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+@contextmanager
+def _client(work: Work) -> Iterator[Any]:
+    """A client of the cluster at an address, or of one started here with so many processes."""
+    import dask
+    from distributed import Client, LocalCluster
+
+    assert work.dask is not None
+    if not work.dask.isdigit():
+        try:
+            client = Client(work.dask, timeout="10s")
+        except (OSError, ValueError) as error:
+            raise BadInput(
+                f"no dask scheduler answers at {work.dask!r}", "--dask takes an address or a number"
+            ) from error
+        with client:
+            yield client
+        return
+    # A worker may die as often as it likes: whoever comes after makes its unit again.
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 100}),
+        LocalCluster(n_workers=int(work.dask), threads_per_worker=IN_FLIGHT, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
 
 
 @contextmanager
@@ -110,7 +229,7 @@ def _quiet_warps() -> Iterator[None]:
         yield
 
 
-def _close(path: Path) -> None:
+def _close(path: Path, missing: Sequence[str]) -> None:
     """Consolidate the metadata, so that a plain `xarray.open_zarr` of a group does not warn; `complete` comes last."""
     import zarr
 
@@ -118,7 +237,7 @@ def _close(path: Path) -> None:
         warnings.filterwarnings("ignore", "Consolidated metadata is currently not part", UserWarning)
         zarr.consolidate_metadata(path, zarr_format=3)
     document = json.loads((path / "zarr.json").read_text())
-    document["attributes"]["state"] = "complete"
+    document["attributes"] |= {"state": "complete", **({"aef:missing": list(missing)} if missing else {})}
     ledger.write_atomically(path / "zarr.json", json.dumps(document, indent=2).encode())
 
 
@@ -129,13 +248,20 @@ def _units(stack: Stack) -> Iterator[tuple[slice, Tile]]:
             yield slice(start, min(start + CHUNK[0], len(stack.times))), tile
 
 
-def _template(path: Path, stacks: Sequence[Stack], root: Mapping[str, Any]) -> None:
-    """Everything but the pixels: groups, coordinates, lineage, empty arrays."""
+def _template(path: Path, parts: Parts, root: Mapping[str, Any]) -> None:
+    """Everything but the pixels: groups, coordinates, lineage, empty arrays, tables."""
     import zarr
 
     zarr.create_group(path, attributes={**root, "state": "building"})
-    for stack in stacks:
+    for stack in parts.stacks:
         _group(path, stack)
+    for name, table in parts.points.items():
+        table.to_zarr(path, group=name, mode="a", consolidated=False)
+
+
+def chunks_of(shape: Sequence[int]) -> tuple[int, ...]:
+    """The chunks of an array of this shape."""
+    return tuple(min(size, whole) for size, whole in zip(CHUNK, shape, strict=True))
 
 
 def _group(path: Path, stack: Stack) -> None:
@@ -171,7 +297,7 @@ def _group(path: Path, stack: Stack) -> None:
         },
     )
     codecs = (BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle"), Crc32cCodec())
-    chunks = tuple(min(size, whole) for size, whole in zip(CHUNK, shape, strict=True))
+    chunks = chunks_of(shape)
     encoding: dict[str, Any] = {
         name: {"chunks": chunks, "compressors": codecs, "fill_value": fill, "grid_mapping": "spatial_ref"}
         for name, (_, fill) in stack.layers.items()
@@ -180,20 +306,20 @@ def _group(path: Path, stack: Stack) -> None:
     dataset.to_zarr(path, group=stack.source.name, mode="a", encoding=encoding, compute=False, consolidated=False)
 
 
-def _write_slab(store: Path, stack: Stack, when: slice, tile: Tile) -> list[Path]:
-    """Read one unit and write it; returns the chunk files, which the ledger hashes."""
+def write_slab(store: Path, stack: Stack, when: slice, tile: Tile, threads: int) -> tuple[list[Path], tuple[str, ...]]:
+    """Read one unit and write it; returns the chunk files, which the ledger hashes, and the assets masked."""
     import zarr
 
-    slab = stack.read(when, tile)
-    slab["weight"] = _weight(slab, stack.source, stack.delivered[when])
+    slab = stack.read(np.arange(when.start, when.stop), tile, threads)
+    values = {**slab.values, "weight": _weight(slab.values, stack.source, stack.delivered[when])}
     files = []
-    with zarr.config.set({"array.write_empty_chunks": True}):
-        for name, (_, nodata) in stack.layers.items():
-            values = slab.get(name, nodata)  # a band that none of these frames has is written all the same
-            array = zarr.open_array(store / stack.source.name / name, mode="r+")
-            array[(when, *tile.slices)] = values
-            files += chunk_files(store / stack.source.name / name, array, (when, *tile.slices))
-    return files
+    for name, (_, nodata) in stack.layers.items():
+        path = store / stack.source.name / name
+        array = zarr.open_array(path, mode="r+", config={"write_empty_chunks": True})
+        # A band that none of these frames has is written all the same.
+        array[(when, *tile.slices)] = values.get(name, nodata)
+        files += chunk_files(path, array, (when, *tile.slices))
+    return files, slab.missing
 
 
 def chunk_files(path: Path, array: zarr.Array, region: Sequence[slice]) -> list[Path]:

@@ -1,0 +1,268 @@
+"""Growing a finished cube: more frames from the archive, sources from elsewhere.
+
+A grown cube is built beside the old one and takes its place at the end (`ledger`). Units of the old one that would be
+the same are adopted; other frames that it holds are read from it, and only new ones from the archive. The result is
+what a fetch of everything at once would have written, byte by byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from aefcli import ledger
+from aefcli.cube.dataset import check_nested, fingerprint, stack_of_dataset
+from aefcli.cube.grid import coarser, grid_from, shape_of
+from aefcli.cube.write import Old, Parts, Reader, Slab, Stack, Work, chunk_files, chunks_of, write
+from aefcli.errors import BadInput, Damaged
+from aefcli.extent import Period, Tile
+from aefcli.sources import source as source_of
+
+if TYPE_CHECKING:
+    import xarray as xr
+    import zarr
+
+
+def add_source(
+    path: Path, name: str, dataset: xr.Dataset, about: Mapping[str, Any], *, overwrite: bool = False
+) -> bool:
+    """Attach a source to a finished cube: a dataset as `write_cube` takes them, or a table (point) where it is text.
+
+    `about` says where it comes from, as plain JSON. False if the cube has the very same. Raises BadInput where it does
+    not fit, or where the cube has the source already and `overwrite` is not asked for; the cube is then untouched.
+    """
+    cube = FinishedCube.at(path)
+    if cube is None:
+        raise BadInput(f"{path} is no finished cube with its records", "aef fetch makes one")
+    source = source_of(name)
+    if source.kind == "text":
+        stack, print_ = None, _fingerprint_of_table(dataset)
+    else:
+        stack = stack_of_dataset(source, dataset)
+        check_nested(stack, cube.grid)
+        print_ = fingerprint(stack)
+    if cube.attached.get(name, {}).get("sha256") == print_:
+        return False
+    if name in (*cube.rasters, *cube.tables) and not overwrite:
+        raise BadInput(f"{path} has {name} already", "--overwrite replaces it")
+    request = {**cube.record.request, "attached": {**cube.attached, name: {**about, "sha256": print_}}}
+    stacks = [cube.stack(other) for other in cube.rasters if other != name] + ([stack] if stack else [])
+    tables = {key: table for key, table in cube.tables.items() if key != name} | ({} if stack else {name: dataset})
+    with ledger.build(path, request, lambda: cube.record.plan, overwrite=True) as build:
+        if not build.complete:
+            write(build, Parts(cube.grid, cube.period, stacks, tables, request), Work(1), None, cube.old())
+    return True
+
+
+def _fingerprint_of_table(table: xr.Dataset) -> str:
+    return ledger.digest({str(key): [str(part) for part in np.ravel(table[key].values)] for key in sorted(table)})
+
+
+@dataclass(frozen=True)
+class FinishedCube:
+    """A finished cube from which another is made: what it holds, and what its records say."""
+
+    path: Path
+    record: ledger.Record
+    attrs: Mapping[str, Any]
+
+    @classmethod
+    def at(cls, path: Path) -> FinishedCube | None:
+        """The one at this path, if there is one."""
+        from aefcli.cube.store import open_cube
+
+        record = ledger.read(path)
+        return cls(path, record, open_cube(path).attrs) if record and record.finished else None
+
+    @property
+    def grid(self) -> Any:
+        return grid_from(self.attrs["aef:grid"])
+
+    @property
+    def period(self) -> Period:
+        return Period(*self.attrs["aef:period"])
+
+    @property
+    def rasters(self) -> tuple[str, ...]:
+        return tuple(self.attrs["aef:sources"])
+
+    @property
+    def attached(self) -> dict[str, Any]:
+        """What was attached to it, by source."""
+        return dict(self.record.request.get("attached", {}))
+
+    @cached_property
+    def tables(self) -> dict[str, xr.Dataset]:
+        import xarray as xr
+
+        return {
+            name: xr.open_zarr(self.path, group=name, consolidated=False, chunks=None).load()
+            for name in self.attrs.get("aef:points", ())
+        }
+
+    @cached_property
+    def groups(self) -> dict[str, Group]:
+        return {name: Group.read(self.path, name) for name in self.rasters}
+
+    def stack(self, name: str) -> Stack:
+        """One of its sources, as a stack for another cube."""
+        group = self.groups[name]
+        bare = replace(source_of(name), bands=tuple(source_of(name).band(label) for label in group.labels))
+        return Stack(
+            source=bare,
+            grid=coarser(self.grid, group.factor(self.grid)),
+            times=group.times,
+            delivered=group.delivered,
+            scale=group.scale,
+            offset=group.offset,
+            lineage=group.lineage,
+            layers=group.layers,
+            read=_FromCube(self.path / name, group.layers, tuple(range(len(group.times)))),
+        )
+
+    def joined(self, stack: Stack) -> Stack:
+        """The same stack, whose frames that this cube has are read from here."""
+        places = self._places(stack)
+        if all(place is None for place in places):
+            return stack
+        name = stack.source.name
+        here = _FromCube(self.path / name, self.groups[name].layers, places)
+        return replace(stack, read=_Joined(here, stack.read, stack.layers))
+
+    def old(self) -> Old:
+        return Old(self.record, self._same)
+
+    def _places(self, stack: Stack) -> tuple[int | None, ...]:
+        """Where this cube has each frame of the stack, whole and with its numbers read alike."""
+        group = self.groups.get(stack.source.name)
+        if group is None or group.labels != tuple(band.name for band in stack.source.bands):
+            return (None,) * len(stack.times)
+        lost = {asset.rpartition("/")[0] for asset in self.attrs.get("aef:missing", ())}
+        known = {
+            frame: place
+            for place, frame in enumerate(_frames(group))
+            if not lost & set(str(group.lineage["items"][place]).split(","))
+        }
+        return tuple(known.get(frame) for frame in _frames(stack))
+
+    def _same(self, stack: Stack, when: slice) -> bool:
+        """Whether the chunks of these frames are here as the other cube would have them."""
+        group = self.groups.get(stack.source.name)
+        shape = (len(stack.times), *shape_of(stack.grid))
+        return (
+            group is not None
+            and group.layers == stack.layers
+            and group.chunks == chunks_of(shape)
+            and group.shape[1:] == shape[1:]
+            and min(when.start + group.chunks[0], len(group.times)) == when.stop
+            and self._places(stack)[when] == tuple(range(when.start, when.stop))
+        )
+
+
+@dataclass(frozen=True)
+class Group:
+    """A source's group: all but the pixels."""
+
+    times: np.ndarray
+    delivered: np.ndarray
+    scale: np.ndarray
+    offset: np.ndarray
+    labels: tuple[str, ...]
+    lineage: Mapping[str, np.ndarray]
+    layers: Mapping[str, tuple[str, float]]
+    cell: float
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+
+    @classmethod
+    def read(cls, path: Path, name: str) -> Group:
+        import zarr
+
+        group = zarr.open_group(path / name, mode="r", use_consolidated=False)
+        arrays: dict[str, zarr.Array] = dict(group.arrays())
+        layers = {key: (str(array.dtype), array.fill_value.item()) for key, array in arrays.items() if array.ndim == 3}
+        along = [key for key, array in arrays.items() if array.metadata.dimension_names == ("time",) and key != "time"]
+        return cls(
+            times=np.asarray(arrays["time"][:]).astype("int64"),
+            delivered=np.asarray(arrays["delivered"][:]).astype(bool),
+            scale=np.asarray(arrays["scale"][:]),
+            offset=np.asarray(arrays["offset"][:]),
+            labels=tuple(str(label) for label in np.asarray(arrays["band"][:])),
+            lineage={key: _words(np.asarray(arrays[key][:])) for key in along},
+            layers=layers,
+            cell=float(str(arrays["spatial_ref"].attrs["GeoTransform"]).split()[1]),
+            shape=arrays["weight"].shape,
+            chunks=arrays["weight"].chunks,
+        )
+
+    def factor(self, grid: Any) -> int:
+        return round(self.cell / grid.resolution.x)
+
+
+def _words(values: np.ndarray) -> np.ndarray:
+    return values if values.dtype.kind in "fiub" else np.array([str(value) for value in values], dtype=object)
+
+
+def _frames(of: Stack | Group) -> list[Any]:
+    """Each frame as what it is made of: its instant, its items, what was delivered, how its numbers are read."""
+    numbers = (array.tolist() for array in (of.delivered, of.scale, of.offset))
+    each = zip(of.times.tolist(), of.lineage["items"], *numbers, strict=True)
+    return [(time, str(items), *map(tuple, rest)) for time, items, *rest in each]
+
+
+@dataclass(frozen=True)
+class _FromCube:
+    """Reads frames from the group of a finished cube; `places` says which one each of a stack's is there, if any."""
+
+    group: Path
+    layers: Mapping[str, tuple[str, float]]
+    places: tuple[int | None, ...]
+
+    def has(self, frames: np.ndarray) -> np.ndarray:
+        return np.array([self.places[frame] is not None for frame in frames], dtype=bool)
+
+    def __call__(self, frames: np.ndarray, tile: Tile, threads: int) -> Slab:
+        import zarr
+
+        places = np.array([self.places[frame] for frame in frames], dtype="int64")
+        values = {}
+        for name in self.layers:
+            array = zarr.open_array(self.group / name, mode="r")
+            self._check(array, name, places, tile)
+            values[name] = np.asarray(array.oindex[(places, *tile.slices)])
+        return Slab(values)
+
+    def _check(self, array: zarr.Array, name: str, places: np.ndarray, tile: Tile) -> None:
+        """A chunk that is not there would read as nodata."""
+        for start in sorted({place - place % array.chunks[0] for place in places.tolist()}):
+            region = (slice(start, min(start + array.chunks[0], array.shape[0])), *tile.slices)
+            for file in chunk_files(self.group / name, array, region):
+                if not file.exists():
+                    raise Damaged(f"{file} is missing", "aef verify lists all, aef repair fetches them again")
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """Reads the frames that a cube has from there, and the others from the archive."""
+
+    here: _FromCube
+    archive: Reader
+    layers: Mapping[str, tuple[str, float]]
+
+    def __call__(self, frames: np.ndarray, tile: Tile, threads: int) -> Slab:
+        known = self.here.has(frames)
+        parts = [(known, self.here(frames[known], tile, threads))] if known.any() else []
+        parts += [(~known, self.archive(frames[~known], tile, threads))] if not known.all() else []
+        values = {}
+        for name, (dtype, nodata) in self.layers.items():
+            # What the archive gives has no weight yet: that follows from the rest.
+            values[name] = np.full((len(frames), *tile.shape), 1 if name == "weight" else nodata, dtype)
+            for which, slab in parts:
+                if name in slab.values:
+                    values[name][which] = slab.values[name]
+        return Slab(values, tuple(asset for _, slab in parts for asset in slab.missing))
