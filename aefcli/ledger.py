@@ -69,6 +69,10 @@ class Build:
     def remaining(self, units: Iterable[str]) -> list[str]:
         return [unit for unit in units if unit not in self._lines]
 
+    def files(self, unit: str) -> dict[str, str]:
+        """The files of a finished unit and their hashes."""
+        return dict(self._lines[unit]["files"])
+
     def about(self) -> dict[str, Any]:
         """What was kept with the finished units, by their names."""
         return {unit: line["about"] for unit, line in self._lines.items() if "about" in line}
@@ -172,7 +176,7 @@ class Fault:
     """A file of a store that is not what the ledger says."""
 
     path: str  # within the store
-    what: str  # missing, damaged or unknown
+    what: str  # missing or damaged
     unit: str | None  # that wrote it; none for metadata and coordinates
 
 
@@ -203,10 +207,28 @@ def verify(store: Path, workers: int = 4) -> tuple[list[Fault], int]:
     with ThreadPoolExecutor(workers) as pool:
         found = list(pool.map(lambda name: _state(store / name, hashes[name]), hashes))
     faults = [Fault(name, what, owners.get(name)) for name, what in zip(hashes, found, strict=True) if what]
-    if record.rest:  # stores of earlier versions list their chunks alone
-        present = {str(path.relative_to(store)) for path in store.rglob("*") if path.is_file()}
-        faults += [Fault(name, "unknown", None) for name in sorted(present - set(hashes))]
     return faults, len(hashes)
+
+
+@contextmanager
+def reopen(store: Path) -> Iterator[Build]:
+    """The build of a finished store, for units of it to be made again and for `finish` to be called again.
+
+    Raises BadInput where the store is not finished or has no records, Locked where another process writes it.
+    """
+    record = read(store)
+    if record is None or not record.finished:
+        raise BadInput(f"{store} is no finished store with its records", "run the command that made it again")
+    home = records_of(store)
+    with _lock(home / "lock", store):
+        build = Build(store, home, digest(dict(record.request)))
+        _enter(build, dict(record.request), None)
+        yield build
+
+
+def is_as(path: Path, expected: str) -> bool:
+    """Whether the file is there with this hash."""
+    return not _state(path, expected)
 
 
 def _state(path: Path, expected: str) -> str:

@@ -18,31 +18,41 @@ Sources: `sources.md`, `stores.md`.
 """
 
 from aefcli.cube.dataset import write_cube
-from aefcli.cube.fetch import Fetched, Request, fetch
+from aefcli.cube.estimate import Estimate, estimate
+from aefcli.cube.fetch import Fetched, Request, check, fetch
 from aefcli.cube.frames import Frame, boa_offset, frames_of
-from aefcli.cube.grid import check_gsd, factor, grid_attrs, grid_from, grid_of
+from aefcli.cube.grid import areas, check_gsd, factor, grid_attrs, grid_from, grid_like, grid_of, outline
 from aefcli.cube.grow import add_source
+from aefcli.cube.mend import Repaired, repair
 from aefcli.cube.store import Cube, CubeSource, open_cube
 from aefcli.cube.write import Work, chunk_files, valid
 
 __all__ = [
     "Cube",
     "CubeSource",
+    "Estimate",
     "Fetched",
     "Frame",
+    "Repaired",
     "Request",
     "Work",
     "add_source",
+    "areas",
     "boa_offset",
+    "check",
     "check_gsd",
     "chunk_files",
+    "estimate",
     "factor",
     "fetch",
     "frames_of",
     "grid_attrs",
     "grid_from",
+    "grid_like",
     "grid_of",
     "open_cube",
+    "outline",
+    "repair",
     "valid",
     "write_cube",
 ]

@@ -15,12 +15,12 @@ import numpy as np
 
 from aefcli import ledger
 from aefcli.cube.frames import Frame, frames_of
-from aefcli.cube.grid import check_gsd, coarser, factor, grid_attrs, grid_of
+from aefcli.cube.grid import check_gsd, coarser, factor, grid_attrs, grid_from, grid_of
 from aefcli.cube.grow import FinishedCube
 from aefcli.cube.load import Loading, load
 from aefcli.cube.write import FORMAT, Parts, Progress, Slab, Stack, Work, Written, layers_of, write
 from aefcli.errors import BadInput, unknown
-from aefcli.extent import BBox, Period, Tile
+from aefcli.extent import BBox, Period, Tile, to_ms
 from aefcli.sources import SOURCES, Source
 
 if TYPE_CHECKING:
@@ -72,6 +72,23 @@ class Request:
             **{key: value for key, value in later.items() if value not in (None, [], {})},
         }
 
+    @classmethod
+    def from_dict(cls, request: Mapping[str, Any]) -> Request:
+        """The request that `as_dict` wrote down."""
+        from datetime import datetime
+
+        start, end = (to_ms(datetime.fromisoformat(when)) for when in request["period"].split("/"))
+        same = ("gsd", "crs", "resampling", "area", "collections", "max_cloud", "loader", "on_missing")
+        return cls(
+            catalog=request["catalog"],
+            bbox=BBox(*request["bbox"]),
+            period=Period(start, end),
+            sources=tuple(request["sources"]),
+            bands=tuple(request.get("bands", ())),
+            grid=grid_from(request["grid"]) if "grid" in request else None,
+            **{key: request[key] for key in same if key in request},
+        )
+
     def source(self, name: str) -> Source:
         """The source with the bands that are asked for."""
         known = SOURCES[name]
@@ -107,18 +124,16 @@ def fetch(
     and grows by what is new. Raises BadInput before anything is written, RemoteFailed (resumable) when data cannot be
     read.
     """
-    from aefcli.stac import open_catalog
-
     grid = check(request)
     before = None if overwrite else FinishedCube.at(out)
     attached = before.attached if before else {}
     asked = request.as_dict() | ({"attached": attached} if attached else {})
-    plan = cache(lambda: _plan(open_catalog(request.catalog), request, attached))
-    if before and not _grows(before.record, asked, refresh, plan):
+    search = cache(lambda: plan(request, attached))
+    if before and not _grows(before.record, asked, refresh, search):
         before = None
-    with ledger.build(out, asked, plan, overwrite=overwrite or before is not None) as build:
+    with ledger.build(out, asked, search, overwrite=overwrite or before is not None) as build:
         items = build.plan["items"]
-        stacks = [_stack_of_items(name, found, grid, request) for name, found in items.items()]
+        stacks = stacks_of(items, grid, request)
         done = Written(0, 0, ())
         if not build.complete:
             tables, old = {}, None
@@ -132,10 +147,12 @@ def fetch(
     return Fetched(out, frames, count, tuple(build.plan["notes"]), done.made, done.adopted, done.missing)
 
 
-def _grows(old: ledger.Record, asked: Mapping[str, Any], refresh: bool, plan: Callable[[], Mapping[str, Any]]) -> bool:
+def _grows(
+    old: ledger.Record, asked: Mapping[str, Any], refresh: bool, search: Callable[[], Mapping[str, Any]]
+) -> bool:
     """Whether a finished cube is to grow: by a longer period that holds its own, or by what a new search finds."""
     if ledger.canonical(old.request) == ledger.canonical(asked):
-        return refresh and plan()["items"] != old.plan["items"]
+        return refresh and search()["items"] != old.plan["items"]
     rest = [{key: value for key, value in request.items() if key != "period"} for request in (old.request, asked)]
     if ledger.canonical(rest[0]) != ledger.canonical(rest[1]):
         return False
@@ -167,22 +184,25 @@ def check(request: Request) -> GeoBox:
     return request.grid if request.grid is not None else grid_of(request.bbox, request.gsd, request.crs)
 
 
-def _plan(catalog: Catalog, request: Request, attached: Container[str] = ()) -> dict[str, Any]:
-    """What the ledger freezes: the items of each source, trimmed to what reading them needs, and the notes."""
-    from aefcli.stac import keep
+def plan(request: Request, attached: Container[str] = ()) -> dict[str, Any]:
+    """What the ledger freezes: the items of each source, trimmed to what reading them needs, and the notes.
 
-    free, barred = catalog.offers()
+    Sources that are `attached` are fetched only if they are named.
+    """
+    from aefcli.stac import keep, open_catalog
+
+    catalog = open_catalog(request.catalog)
+    free, barred = catalog.offers(request.collections, request.sources)
     chosen = request.sources or tuple(name for name in free if name not in attached)
     notes = [f"{name}: {reason}" for name, reason in barred.items() if not request.sources]
     planned: dict[str, list[dict[str, Any]]] = {}
     for name in chosen:
         if name not in free:
             raise BadInput(
-                f"{request.catalog} does not give {name}: {barred[name]}",
-                "leave it out, or name another --stac",
+                f"{catalog.reference} does not give {name}: {barred[name]}", "leave it out, or name another --stac"
             )
         source = request.source(name)
-        found = catalog.search(free[name], request.bbox, request.period)
+        found = catalog.search(free[name], request.bbox, None if source.static else request.period)
         items, dropped = keep([item for item in found if _within(item, request.area)], source)
         usable = [item for item in items if _is_usable(item, source)]
         if usable:
@@ -229,6 +249,11 @@ def _trim(item: pystac.Item, source: Source, catalog: Catalog) -> dict[str, Any]
         catalog.vet(asset.href)
     item.clear_links()
     return item.to_dict(include_self_link=False, transform_hrefs=False)
+
+
+def stacks_of(items: Mapping[str, Sequence[Mapping[str, Any]]], grid: GeoBox, request: Request) -> list[Stack]:
+    """The planned items of each source as stacks that read from the archive."""
+    return [_stack_of_items(name, found, grid, request) for name, found in items.items()]
 
 
 def _stack_of_items(name: str, items: Sequence[Mapping[str, Any]], grid: GeoBox, request: Request) -> Stack:

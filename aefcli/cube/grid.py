@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aefcli.errors import BadInput
@@ -67,8 +70,95 @@ def factor(source_gsd: float, gsd: float) -> int:
 
 
 def coarser(grid: GeoBox, times: int) -> GeoBox:
-    """The same corner and extent with cells `times` as large."""
-    return grid if times == 1 else grid.zoom_out(times)
+    """The same corner with cells `times` as large; the last ones may reach beyond the grid's far edges."""
+    from odc.geo.geobox import GeoBox
+    from rasterio import Affine
+
+    if times == 1:
+        return grid
+    rows, columns = (-(-count // times) for count in shape_of(grid))
+    return GeoBox((rows, columns), grid.transform * Affine.scale(times), grid.crs)
+
+
+def grid_like(path: Path) -> GeoBox:
+    """The grid of a raster or a cube, to be shared; refused are degrees, oblong cells and south-up ones."""
+    import rasterio
+    from odc.geo.geobox import GeoBox
+    from rasterio.errors import RasterioError
+
+    from aefcli.cube.store import open_cube
+
+    if not path.exists():
+        raise BadInput(f"--like {path} is not there", "give a raster or a cube")
+    if path.is_dir():
+        return open_cube(path).grid
+    try:
+        with rasterio.open(path) as file:
+            grid = GeoBox.from_rio(file)
+    except (RasterioError, OSError) as error:
+        raise BadInput(f"--like {path} is no raster: {error}", "give a raster or a cube") from error
+    if grid.crs is None:
+        raise BadInput(f"--like {path} has no CRS", "give a raster with one")
+    _projected(str(grid.crs))
+    step = grid.transform
+    if step.b or step.d or step.e >= 0 or not math.isclose(step.a, -step.e):
+        raise BadInput(f"--like {path} is not north up with square cells", "give another, or --bbox")
+    check_gsd(step.a)
+    return grid
+
+
+def outline(grid: GeoBox) -> BBox:
+    """The box in degrees around a grid; west above east where it lies across the antimeridian."""
+    from pyproj import Transformer
+
+    turn = Transformer.from_crs(str(grid.crs), "EPSG:4326", always_xy=True)
+    x, y = grid.extent.boundary.segmented(max(grid.extent.boundary.length / 200, 1)).xy
+    lon, lat = turn.transform(list(x), list(y))
+    return box_around(lon, lat)
+
+
+def box_around(lon: Sequence[float], lat: Sequence[float]) -> BBox:
+    """The narrowest box around points; of longitudes on both sides of 180 degrees, across it."""
+    east = [value % 360 for value in lon]
+    across = max(lon) - min(lon) > 180 and max(east) - min(east) < 180
+    west, far = (min(east), max(east)) if across else (min(lon), max(lon))
+    return BBox(west, min(lat), far - 360 if across and far > 180 else far, max(lat))
+
+
+def areas(path: Path) -> dict[str, tuple[BBox, str]]:
+    """The polygons of a GeoJSON or GeoPackage by their ids: the box around each, and its outline as WKT in degrees.
+
+    The id is a column `id` or `name`, or the number of the row from 1; it becomes the name of a cube.
+    """
+    import geopandas
+    from pyogrio.errors import DataSourceError
+    from shapely import get_coordinates
+
+    if not path.is_file():
+        raise BadInput(f"--area {path} is not there", "give a GeoJSON or GeoPackage of polygons")
+    try:
+        table = geopandas.read_file(path)
+    except (DataSourceError, ValueError) as error:
+        raise BadInput(f"--area {path} is neither GeoJSON nor GeoPackage: {error}", "give one of polygons") from error
+    if table.crs is None:
+        raise BadInput(f"--area {path} has no CRS", "save it with one")
+    if not len(table):
+        raise BadInput(f"--area {path} is empty", "it needs a polygon")
+    column = next((name for name in ("id", "name") if name in table), None)
+    names = [str(value) for value in (table[column] if column else range(1, len(table) + 1))]
+    found = {}
+    for name, shape in zip(names, table.geometry.to_crs(4326), strict=True):
+        if not re.fullmatch(r"[\w-][\w.-]*", name) or name in found:
+            raise BadInput(
+                f"--area {path}: {name!r} {'comes twice' if name in found else 'is no name for a cube'}",
+                "ids become file names: letters, digits, dots, - and _",
+            )
+        if shape is None or shape.geom_type not in ("Polygon", "MultiPolygon") or shape.is_empty:
+            raise BadInput(f"--area {path}: {name} is no polygon", "give polygons")
+        if not shape.is_valid:
+            raise BadInput(f"--area {path}: the outline of {name} crosses itself", "mend it, as with ST_MakeValid")
+        found[name] = (box_around(*get_coordinates(shape).T.tolist()), shape.wkt)
+    return found
 
 
 def grid_attrs(grid: GeoBox) -> dict[str, Any]:

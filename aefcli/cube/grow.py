@@ -8,7 +8,7 @@ what a fetch of everything at once would have written, byte by byte.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,7 +60,7 @@ def add_source(
 
 
 def _fingerprint_of_table(table: xr.Dataset) -> str:
-    return ledger.digest({str(key): [str(part) for part in np.ravel(table[key].values)] for key in sorted(table)})
+    return ledger.digest({key: [str(part) for part in np.ravel(table[key].values)] for key in sorted(map(str, table))})
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ class FinishedCube:
     path: Path
     record: ledger.Record
     attrs: Mapping[str, Any]
+    _groups: dict[str, Group] = field(default_factory=dict)
 
     @classmethod
     def at(cls, path: Path) -> FinishedCube | None:
@@ -105,13 +106,16 @@ class FinishedCube:
             for name in self.attrs.get("aef:points", ())
         }
 
-    @cached_property
-    def groups(self) -> dict[str, Group]:
-        return {name: Group.read(self.path, name) for name in self.rasters}
+    def group(self, name: str) -> Group | None:
+        """What its group of that source says, if it has one."""
+        if name not in self._groups and name in self.rasters:
+            self._groups[name] = Group.read(self.path, name)
+        return self._groups.get(name)
 
     def stack(self, name: str) -> Stack:
         """One of its sources, as a stack for another cube."""
-        group = self.groups[name]
+        group = self.group(name)
+        assert group is not None
         bare = replace(source_of(name), bands=tuple(source_of(name).band(label) for label in group.labels))
         return Stack(
             source=bare,
@@ -127,11 +131,11 @@ class FinishedCube:
 
     def joined(self, stack: Stack) -> Stack:
         """The same stack, whose frames that this cube has are read from here."""
-        places = self._places(stack)
-        if all(place is None for place in places):
+        name, places = stack.source.name, self._places(stack)
+        group = self.group(name)
+        if group is None or all(place is None for place in places):
             return stack
-        name = stack.source.name
-        here = _FromCube(self.path / name, self.groups[name].layers, places)
+        here = _FromCube(self.path / name, group.layers, places)
         return replace(stack, read=_Joined(here, stack.read, stack.layers))
 
     def old(self) -> Old:
@@ -139,7 +143,7 @@ class FinishedCube:
 
     def _places(self, stack: Stack) -> tuple[int | None, ...]:
         """Where this cube has each frame of the stack, whole and with its numbers read alike."""
-        group = self.groups.get(stack.source.name)
+        group = self.group(stack.source.name)
         if group is None or group.labels != tuple(band.name for band in stack.source.bands):
             return (None,) * len(stack.times)
         lost = {asset.rpartition("/")[0] for asset in self.attrs.get("aef:missing", ())}
@@ -152,7 +156,7 @@ class FinishedCube:
 
     def _same(self, stack: Stack, when: slice) -> bool:
         """Whether the chunks of these frames are here as the other cube would have them."""
-        group = self.groups.get(stack.source.name)
+        group = self.group(stack.source.name)
         shape = (len(stack.times), *shape_of(stack.grid))
         return (
             group is not None
@@ -186,7 +190,7 @@ class Group:
         group = zarr.open_group(path / name, mode="r", use_consolidated=False)
         arrays: dict[str, zarr.Array] = dict(group.arrays())
         layers = {key: (str(array.dtype), array.fill_value.item()) for key, array in arrays.items() if array.ndim == 3}
-        along = [key for key, array in arrays.items() if array.metadata.dimension_names == ("time",) and key != "time"]
+        along = [key for key, array in arrays.items() if _dims(array) == ("time",) and key != "time"]
         return cls(
             times=np.asarray(arrays["time"][:]).astype("int64"),
             delivered=np.asarray(arrays["delivered"][:]).astype(bool),
@@ -202,6 +206,10 @@ class Group:
 
     def factor(self, grid: Any) -> int:
         return round(self.cell / grid.resolution.x)
+
+
+def _dims(array: zarr.Array) -> tuple[str | None, ...]:
+    return tuple(getattr(array.metadata, "dimension_names", None) or ())
 
 
 def _words(values: np.ndarray) -> np.ndarray:

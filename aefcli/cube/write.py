@@ -114,18 +114,9 @@ def write(
     build: ledger.Build, parts: Parts, work: Work, progress: Progress | None = None, old: Old | None = None
 ) -> Written:
     """Template, then every unit not yet in the ledger, then the closing metadata. What `old` has is adopted."""
-    root = {
-        ledger.FORMAT_KEY: FORMAT,
-        "aef:key": build.key,
-        "aef:grid": grid_attrs(parts.grid),
-        "aef:period": [parts.period.start, parts.period.end],
-        "aef:sources": [stack.source.name for stack in parts.stacks],
-        **({"aef:points": list(parts.points)} if parts.points else {}),
-        "aef:request": dict(parts.request),
-    }
     with storing(build.store):
-        build.template(lambda path: _template(path, parts, root))
-        units = {f"{s.source.name}/{w.start}/{t.top}/{t.left}": (s, w, t) for s in parts.stacks for w, t in _units(s)}
+        build.template(lambda path: template(path, parts, build.key))
+        units = units_of(parts.stacks)
         todo = build.remaining(units)
         if old:
             for name in todo:
@@ -136,9 +127,14 @@ def write(
             build.record(name, files, {"missing": missing} if missing else None)
             if progress:
                 progress(len(units) - len(left) + done + 1, len(units))
-        masked = tuple(sorted({asset for about in build.about().values() for asset in about.get("missing", ())}))
-        build.finish(lambda path: _close(path, masked))
-    return Written(len(left), len(todo) - len(left), masked)
+        missing = masked(build)
+        build.finish(lambda path: close(path, missing))
+    return Written(len(left), len(todo) - len(left), missing)
+
+
+def masked(build: ledger.Build) -> tuple[str, ...]:
+    """The assets, as "item/asset", that were masked anywhere in the cube."""
+    return tuple(sorted({asset for about in build.about().values() for asset in about.get("missing", ())}))
 
 
 @contextmanager
@@ -157,13 +153,17 @@ def made(
     names = iter(units)
     running: dict[Future[tuple[list[Path], tuple[str, ...]]], str] = {}
     with _quiet_warps(), _executor(work) as (pool, at_once):
-        while True:
-            for name in islice(names, at_once - len(running)):
-                running[pool.submit(write_slab, store, *units[name], work.threads)] = name
-            if not running:
-                return
-            for done in wait(running, return_when=FIRST_COMPLETED).done:
-                yield (running.pop(done), *done.result())
+        try:
+            while True:
+                for name in islice(names, at_once - len(running)):
+                    running[pool.submit(write_slab, store, *units[name], work.threads)] = name
+                if not running:
+                    return
+                for done in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield (running.pop(done), *done.result())
+        finally:
+            for future in running:
+                future.cancel()
 
 
 @contextmanager
@@ -181,12 +181,12 @@ def _executor(work: Work) -> Iterator[tuple[Executor, int]]:
 
 @contextmanager
 def _abandoned(pool: Executor) -> Iterator[Executor]:
+    done = False
     try:
         yield pool
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
-    pool.shutdown()
+        done = True
+    finally:
+        pool.shutdown(wait=done)
 
 
 @contextmanager
@@ -229,7 +229,7 @@ def _quiet_warps() -> Iterator[None]:
         yield
 
 
-def _close(path: Path, missing: Sequence[str]) -> None:
+def close(path: Path, missing: Sequence[str]) -> None:
     """Consolidate the metadata, so that a plain `xarray.open_zarr` of a group does not warn; `complete` comes last."""
     import zarr
 
@@ -241,6 +241,15 @@ def _close(path: Path, missing: Sequence[str]) -> None:
     ledger.write_atomically(path / "zarr.json", json.dumps(document, indent=2).encode())
 
 
+def units_of(stacks: Sequence[Stack]) -> dict[str, tuple[Stack, slice, Tile]]:
+    """All units of work by their names."""
+    return {
+        f"{stack.source.name}/{when.start}/{tile.top}/{tile.left}": (stack, when, tile)
+        for stack in stacks
+        for when, tile in _units(stack)
+    }
+
+
 def _units(stack: Stack) -> Iterator[tuple[slice, Tile]]:
     """Units of work: whole chunks of time and space."""
     for start in range(0, len(stack.times), CHUNK[0]):
@@ -248,15 +257,31 @@ def _units(stack: Stack) -> Iterator[tuple[slice, Tile]]:
             yield slice(start, min(start + CHUNK[0], len(stack.times))), tile
 
 
-def _template(path: Path, parts: Parts, root: Mapping[str, Any]) -> None:
+def template(path: Path, parts: Parts, key: str) -> None:
     """Everything but the pixels: groups, coordinates, lineage, empty arrays, tables."""
     import zarr
 
+    root = {
+        ledger.FORMAT_KEY: FORMAT,
+        "aef:key": key,
+        "aef:grid": grid_attrs(parts.grid),
+        "aef:period": [parts.period.start, parts.period.end],
+        "aef:sources": [stack.source.name for stack in parts.stacks],
+        **({"aef:points": list(parts.points)} if parts.points else {}),
+        "aef:request": json.loads(ledger.canonical(parts.request)),  # in the order in which it is read again
+    }
     zarr.create_group(path, attributes={**root, "state": "building"})
     for stack in parts.stacks:
         _group(path, stack)
     for name, table in parts.points.items():
         table.to_zarr(path, group=name, mode="a", consolidated=False)
+
+
+def _codecs() -> tuple[Any, ...]:
+    """Compressed, and with a checksum: without one a flipped bit may pass for data (stores.md)."""
+    from zarr.codecs import BloscCodec, Crc32cCodec
+
+    return BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle"), Crc32cCodec()
 
 
 def chunks_of(shape: Sequence[int]) -> tuple[int, ...]:
@@ -269,7 +294,6 @@ def _group(path: Path, stack: Stack) -> None:
     import dask.array as da
     import xarray as xr
     from odc.geo.xr import xr_coords
-    from zarr.codecs import BloscCodec, Crc32cCodec
 
     shape = (len(stack.times), *stack.grid.shape)
     dims = ("time", "y", "x")
@@ -296,7 +320,7 @@ def _group(path: Path, stack: Stack) -> None:
             "band": np.array([band.name for band in stack.source.bands], dtype=object),
         },
     )
-    codecs = (BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle"), Crc32cCodec())
+    codecs = _codecs()
     chunks = chunks_of(shape)
     encoding: dict[str, Any] = {
         name: {"chunks": chunks, "compressors": codecs, "fill_value": fill, "grid_mapping": "spatial_ref"}
@@ -315,11 +339,28 @@ def write_slab(store: Path, stack: Stack, when: slice, tile: Tile, threads: int)
     files = []
     for name, (_, nodata) in stack.layers.items():
         path = store / stack.source.name / name
-        array = zarr.open_array(path, mode="r+", config={"write_empty_chunks": True})
+        array = zarr.open_array(path, mode="r+").with_config({"write_empty_chunks": True})
         # A band that none of these frames has is written all the same.
         array[(when, *tile.slices)] = values.get(name, nodata)
         files += chunk_files(path, array, (when, *tile.slices))
     return files, slab.missing
+
+
+def packed(stack: Stack, frames: np.ndarray, slab: Slab) -> int:
+    """Bytes that a slab of these frames takes in a cube."""
+    import zarr
+
+    values = {**slab.values, "weight": _weight(slab.values, stack.source, stack.delivered[frames])}
+    size = 0
+    for name, (dtype, nodata) in stack.layers.items():
+        shape = (len(frames), *values["weight"].shape[1:])
+        memory = zarr.storage.MemoryStore()
+        array = zarr.create_array(
+            memory, shape=shape, dtype=dtype, chunks=chunks_of(shape), compressors=_codecs(), fill_value=nodata
+        )
+        array[...] = values.get(name, nodata)
+        size += array.nbytes_stored()
+    return size
 
 
 def chunk_files(path: Path, array: zarr.Array, region: Sequence[slice]) -> list[Path]:

@@ -1,7 +1,4 @@
-"""Pictures of what the toolkit makes.
-
-Owns the preview of an embedding field. Draws on Agg figures of its own: no window, no state left in pyplot.
-"""
+"""The preview of an embedding field."""
 
 from __future__ import annotations
 
@@ -11,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aefcli.errors import BadInput
 from aefcli.extent import Period
 from aefcli.field import NODATA, dequantise, geobox, open_field
+from aefcli.report.page import DPI, destination, save
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -22,7 +19,6 @@ if TYPE_CHECKING:
 _LONGEST = 1024  # pixels along a lone panel's longer side; more are skipped over, so 64 MiB of codes at most
 _FITTED = 50_000  # vectors the components are fitted on
 _WIDTH = 640  # of the picture in pixels, at least
-_DPI = 100
 
 
 def preview(field_path: Path, out: Path | None = None) -> Path:
@@ -33,9 +29,7 @@ def preview(field_path: Path, out: Path | None = None) -> Path:
     a square; fields longer than 1024 px are thinned out, not averaged. The file lies beside the store
     unless `out` says otherwise. Raises BadInput where `open_field` does.
     """
-    target = out or field_path.parent / f"{field_path.stem}.png"
-    if target.is_dir():
-        raise BadInput(f"{target} is a folder", "name a .png file")
+    target = destination(field_path, out)
     field = open_field(field_path)
     columns = math.ceil(math.sqrt(field.sizes["time"]))
     step = math.ceil(max(field.sizes["y"], field.sizes["x"]) * columns / _LONGEST)
@@ -82,7 +76,7 @@ def _draw(field: xr.Dataset, rgba: np.ndarray, columns: int, step: int, target: 
     zoom = max(1, min(math.ceil(_WIDTH / (columns * width)), math.ceil(1600 / (rows * height))))
     cell = (max(width * zoom, 90) + left + right, height * zoom + below + above)
     size = (max(columns * cell[0], _WIDTH), rows * cell[1])
-    figure = Figure(figsize=(size[0] / _DPI, size[1] / _DPI), dpi=_DPI)
+    figure = Figure(figsize=(size[0] / DPI, size[1] / DPI), dpi=DPI)
     margin = (size[0] - columns * cell[0]) // 2
     for index, period in enumerate(_periods(field)):
         row, column = divmod(index, columns)
@@ -92,9 +86,7 @@ def _draw(field: xr.Dataset, rgba: np.ndarray, columns: int, step: int, target: 
         axes.imshow(rgba[index], interpolation="nearest", aspect="auto", extent=_extent(field, rgba.shape, step))
         axes.set_title(period, fontsize=9)
         (_label if lone else _bare)(axes, field)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # No program name in the file: same field, same versions, same bytes.
-    figure.savefig(target, format="png", dpi=_DPI, metadata={"Software": None})
+    save(figure, target)
 
 
 def _periods(field: xr.Dataset) -> list[str]:

@@ -1,0 +1,86 @@
+"""Repair: what a ledger says is damaged or missing in a finished cube, made again from its archive."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from aefcli import ledger
+from aefcli.cube.fetch import Request, check, stacks_of
+from aefcli.cube.grow import FinishedCube
+from aefcli.cube.write import Parts, Progress, Work, close, made, masked, storing, template, units_of
+from aefcli.errors import BadInput, Damaged
+from aefcli.ledger import Fault
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """What a repair ended with: files that were wrong, units made again, those of them that hold other bytes now."""
+
+    files: tuple[str, ...]
+    units: int
+    changed: tuple[str, ...]  # the archive is no longer what it was
+
+
+def repair(path: Path, work: Work | None = None, progress: Progress | None = None) -> Repaired:
+    """Fetch the damaged and missing units of a cube again, and write its metadata anew where they are wrong.
+
+    Raises BadInput where the cube, or the source that is damaged, was not fetched; RemoteFailed where the archive
+    cannot be read; Damaged where metadata cannot be made as they were.
+    """
+    faults, _ = ledger.verify(path)
+    if not faults:
+        return Repaired((), 0, ())
+    record = ledger.read(path)
+    assert record is not None
+    if "catalog" not in record.request:
+        raise BadInput(f"{path} was not fetched: it cannot be made again from a catalog", "write it again")
+    request = Request.from_dict(record.request)
+    attached = dict(record.request.get("attached", {}))
+    _refuse_attached(path, faults, attached)
+    with ledger.reopen(path) as build, storing(path):
+        stacks = stacks_of(build.plan["items"], check(request), request)
+        if any(fault.unit is None for fault in faults):
+            _metadata(path, build, Parts(check(request), request.period, stacks, {}, record.request), attached, faults)
+        wrong = {fault.unit for fault in faults if fault.unit}
+        units = {name: unit for name, unit in units_of(stacks).items() if name in wrong}
+        changed = []
+        for count, (name, files, missing) in enumerate(made(path, units, work or Work()), start=1):
+            build.record(name, files, {"missing": missing} if missing else None)
+            if build.files(name) != record.units[name]["files"]:
+                changed.append(name)
+            if progress:
+                progress(count, len(units))
+        build.finish(lambda _: None)
+    return Repaired(tuple(fault.path for fault in faults), len(wrong), tuple(sorted(changed)))
+
+
+def _refuse_attached(path: Path, faults: Sequence[Fault], attached: dict[str, dict[str, object]]) -> None:
+    for fault in faults:
+        if (name := fault.path.partition("/")[0]) in attached:
+            raise BadInput(f"{path}: {fault.path} came from files, not from a catalog", f"aef attach --source {name}")
+
+
+def _metadata(
+    path: Path, build: ledger.Build, parts: Parts, attached: dict[str, dict[str, object]], faults: Sequence[Fault]
+) -> None:
+    """Write the metadata and coordinates that are wrong as they were, from a template made aside."""
+    if attached:
+        whole = FinishedCube.at(path)
+        assert whole is not None
+        kept = [whole.stack(name) for name in whole.rasters if name in attached]
+        parts = Parts(parts.grid, parts.period, [*parts.stacks, *kept], whole.tables, parts.request)
+    record = ledger.read(path)
+    assert record is not None
+    aside = build.records / "template"
+    shutil.rmtree(aside, ignore_errors=True)
+    template(aside, parts, build.key)
+    close(aside, masked(build))
+    for fault in faults:
+        if fault.unit is None:
+            if not ledger.is_as(aside / fault.path, record.rest[fault.path]):
+                raise Damaged(f"{path}: {fault.path} cannot be written as it was", "fetch it again with --overwrite")
+            ledger.write_atomically(path / fault.path, (aside / fault.path).read_bytes())
+    shutil.rmtree(aside)
