@@ -340,7 +340,7 @@ def train(
     steps: Annotated[int | None, typer.Option("--steps", help="Steps instead of the recipe's.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The run; by default the next runs/<recipe>-NNN.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed instead of the recipe's.", min=0)] = None,
-    text: Annotated[Path | None, typer.Option("--text", help="Text vectors that aef text made.")] = None,
+    text: Annotated[Path | None, typer.Option("--text", help="Text vectors that aef text made; by default the cubes' own.")] = None,
     device: Device = "auto",
     json_: Json = False,
     quiet: Quiet = False,
@@ -358,7 +358,7 @@ def train(
 
     opened, where = [open_cube(path) for path in paths], _device(device)
     check(opened, plan)
-    told = _told(text, plan, opened) if text else None
+    told = _told(text, plan, opened) if text or "text" in plan.data.targets else None
     run = checkpoint.new_run(out, plan)
     began, last = time.monotonic(), None
     with _progress("training") as progress:
@@ -604,11 +604,14 @@ def _recipe(name: str) -> Recipe:
     return recipes.load(str(run / "recipe.toml"))
 
 
-def _told(path: Path, recipe: Recipe, cubes: Sequence[Cube]) -> Texts:
-    """The text vectors, checked against the recipe and the cubes."""
-    from aefcli.text import check, read
+def _told(path: Path | None, recipe: Recipe, cubes: Sequence[Cube]) -> Texts | None:
+    """The text vectors of a table, else those that the cubes hold, checked against the recipe and the cubes."""
+    from aefcli.text import check, held, read
 
-    count = check(texts := read(path), recipe, cubes)
+    texts = read(path) if path else held(cubes)
+    if texts is None:
+        return None
+    count = check(texts, recipe, cubes)
     _note(f"{count} of {len(texts)} texts lie on the cubes")
     return texts
 

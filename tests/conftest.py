@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from jaxtyping import install_import_hook
 # Must come before the first import of these modules. jaxtyping's shapes, checked by beartype.
 install_import_hook(["aefcli.model", "aefcli.losses", "aefcli.batch"], "beartype.beartype")
 
+Aef = Callable[..., tuple[int, str, str]]
 REAL = Path(__file__).parents[1].parent / "shared/data"
 
 
@@ -38,6 +40,24 @@ def real() -> Path:
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
     """The made-up archive. Not to be changed."""
     return make_toy(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture
+def aef(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Aef:
+    """Run a command in an empty folder: (exit code, stdout, stderr)."""
+    from aefcli import cli
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["aef", *words])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capfd.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return call
 
 
 def is_here(address: Any) -> bool:

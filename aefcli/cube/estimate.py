@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,17 +13,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aefcli.cube.fetch import Archive, Request, check, plan, stacks_of
-from aefcli.cube.frames import Frame
 from aefcli.cube.grid import shape_of
 from aefcli.cube.read import Reads
-from aefcli.cube.write import IN_FLIGHT, SLAB, Stack, Work, packed
+from aefcli.cube.write import SLAB, Stack, Work, packed, quiet_warps
 from aefcli.extent import Tile, tiles
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
 
-_FRAMES = 8  # of each source are looked at, spread over its time
-_TILES = 2  # of each source are read, in those frames
+_FRAMES, _TILES = 8, 48  # of each source: files whose headers are read, and for how many of the slabs that they serve
+_SLABS = 24  # of each source that are read and packed
 _HEAD = 16384  # bytes of a file that are read before any of its blocks
 
 
@@ -46,80 +45,96 @@ class Estimate:
 def estimate(request: Request, out: Path, work: Work) -> Estimate:
     """Search and plan as a fetch would, and scale up a sample. Writes nothing.
 
-    A few frames of each source: the headers of their files say how large the blocks are that the box touches, and a few
-    of their slabs are read and packed. Raises what `fetch` would raise of the search and of reading.
+    The headers of a few frames' files say how large the blocks are under the slabs that a fetch would read; some slabs
+    of one frame are read and packed. Raises what `fetch` would raise of the search and of reading.
     """
     planned = plan(request)
     stacks = stacks_of(planned["items"], check(request), request)
-    read = written = 0
-    seconds = 0.0
-    for stack in stacks:
-        count = len(stack.times)
-        chosen = np.unique(np.linspace(0, count - 1, min(count, _FRAMES)).round().astype(int))
-        assert isinstance(stack.read, Archive)
-        frames = [stack.read.frames[index] for index in chosen]
-        items = sum(len(frame.items) for frame in stack.read.frames) / sum(len(frame.items) for frame in frames)
-        read += round(items * sum(_blocks(frame, stack.grid) for frame in frames))
-        size, spent = _sample(stack, chosen, work.threads)
-        written += round(size * count / len(chosen))
-        seconds += spent * count / len(chosen)
+    with quiet_warps():
+        samples = [_sample(stack, work.threads) for stack in stacks]
     return Estimate(
         items=sum(map(len, planned["items"].values())),
         frames={stack.source.name: len(stack.times) for stack in stacks},
-        bytes_read=read,
-        bytes_written=written,
+        bytes_read=round(sum(sample.read for sample in samples)),
+        bytes_written=round(sum(sample.written for sample in samples)),
         bytes_free=_free(out),
-        seconds=seconds,
+        seconds=sum(sample.seconds for sample in samples),
         notes=tuple(planned["notes"]),
     )
 
 
-def _sample(stack: Stack, frames: np.ndarray, threads: int) -> tuple[float, float]:
-    """Bytes packed, and seconds, of these frames over the whole grid: a few tiles of it are read."""
+@dataclass(frozen=True)
+class _Cost:
+    """Of a source, or of a part of it: bytes of blocks read, bytes written, seconds."""
+
+    read: float
+    written: float
+    seconds: float
+
+
+def _sample(stack: Stack, threads: int) -> _Cost:
+    """What all of a source would take."""
+    assert isinstance(stack.read, Archive)
     every = list(tiles(shape_of(stack.grid), SLAB))
-    chosen = [every[index] for index in np.unique(np.linspace(0, len(every) - 1, _TILES + 2).round().astype(int))[1:-1]]
-    chosen = chosen or every[:1]
-    share = sum(_area(tile) for tile in every) / sum(_area(tile) for tile in chosen)
-    size, began = 0, time.monotonic()
-    reading = packing = 0.0
-    for tile in chosen:
-        slab = stack.read(frames, tile, threads)
-        done = time.monotonic()
-        reading, began = reading + done - began, done
-        size += packed(stack, frames, slab)
-        done = time.monotonic()
-        packing, began = packing + done - began, done
-    # While one slab is packed another is read, on as many cores as there are.
-    both = min(IN_FLIGHT, os.cpu_count() or 1, threads)
-    return size * share, share * max((reading + packing) / both, reading)
+    frames, places = _spread(len(stack.times), _FRAMES), [every[index] for index in _spread(len(every), _TILES)]
+    under = {(index, tile): 0 for index in frames for tile in places}
+    files = 0
+    for index in frames:
+        frame = stack.read.frames[index]
+        for item in frame.items:
+            for asset in item.assets.values():
+                sizes = Reads(mask=True).window(asset.href, lambda opened: _under(opened, stack.grid, places)) or {}
+                files += bool(sizes)
+                for tile, size in sizes.items():
+                    under[index, tile] += size
+    whole = len(stack.times) / len(frames) * sum(map(_area, every)) / sum(map(_area, places))
+    blocks = whole * sum(under.values())
+    pairs = list(under)
+    chosen = [pairs[index] for index in np.random.default_rng(0).permutation(len(pairs))[:_SLABS]]
+    found = _packed(stack, chosen, threads)
+    seen = sum(under[pair] for pair in chosen)
+    # Bytes written go with bytes read: where a file has nothing, both are few.
+    share = blocks / seen if seen else whole * len(pairs) / len(chosen)
+    seconds = found.seconds * whole * sum(_area(tile) for _, tile in pairs) / sum(_area(tile) for _, tile in chosen)
+    return _Cost(blocks + _HEAD * files * len(stack.times) / len(frames), found.written * share, seconds)
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most so many of the numbers below `count`, evenly."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
+
+
+def _packed(stack: Stack, slabs: Sequence[tuple[int, Tile]], threads: int) -> _Cost:
+    """Read and pack slabs of one frame, as many at a time as a fetch reads windows."""
+
+    def one(slab: tuple[int, Tile]) -> int:
+        frames = np.array(slab[:1])
+        return packed(stack, frames, stack.read(frames, slab[1], 1))
+
+    began = time.monotonic()
+    with ThreadPoolExecutor(threads) as pool:
+        written = sum(pool.map(one, slabs))
+    return _Cost(0, written, time.monotonic() - began)
 
 
 def _area(tile: Tile) -> int:
     return tile.shape[0] * tile.shape[1]
 
 
-def _blocks(frame: Frame, grid: GeoBox) -> int:
-    """Bytes of the files' blocks that a frame's assets have under the grid."""
-    hrefs = [asset.href for item in frame.items for asset in item.assets.values()]
-    return sum(Reads(mask=True).window(href, lambda opened: _under(opened, grid)) or 0 for href in hrefs)
-
-
-def _under(opened: Any, grid: GeoBox) -> int:
+def _under(opened: Any, grid: GeoBox, places: Sequence[Tile]) -> dict[Tile, int]:
+    """Bytes of a file's blocks that each tile of the grid would read, at the overview that would serve it."""
     from odc.geo.converters import rio_geobox
     from odc.geo.overlap import compute_reproject_roi
     from odc.loader._reader import pick_overview
 
     with opened() as file:
-        place = compute_reproject_roi(rio_geobox(file), grid)
-        shrink = max(1, int(place.read_shrink))
-        levels = file.overviews(1)
+        rois = {tile: compute_reproject_roi(rio_geobox(file), grid[tile.slices]) for tile in places}
+        shrink, levels = max(1, int(rois[places[0]].read_shrink)), file.overviews(1)
         level = pick_overview(shrink, levels) if shrink > 1 and levels else None
-        region = place.roi_src
-        head = _HEAD
         if level is None:
-            return head + _sizes(file, region, 1)
+            return {tile: _sizes(file, roi.roi_src, 1) for tile, roi in rois.items()}
     with opened(overview_level=level) as file:
-        return head + _sizes(file, region, levels[level])
+        return {tile: _sizes(file, roi.roi_src, levels[level]) for tile, roi in rois.items()}
 
 
 def _sizes(file: Any, region: Any, shrink: int) -> int:

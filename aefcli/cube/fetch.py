@@ -18,7 +18,7 @@ from aefcli.cube.frames import Frame, frames_of
 from aefcli.cube.grid import check_gsd, coarser, factor, grid_attrs, grid_from, grid_of
 from aefcli.cube.grow import FinishedCube
 from aefcli.cube.load import Loading, load
-from aefcli.cube.write import FORMAT, Parts, Progress, Slab, Stack, Work, Written, layers_of, write
+from aefcli.cube.write import FORMAT, Parts, Progress, Slab, Stack, Work, Written, layers_of, reach, write
 from aefcli.errors import BadInput, unknown
 from aefcli.extent import BBox, Period, Tile, to_ms
 from aefcli.sources import SOURCES, Source
@@ -128,8 +128,14 @@ def fetch(
     before = None if overwrite else FinishedCube.at(out)
     attached = before.attached if before else {}
     asked = request.as_dict() | ({"attached": attached} if attached else {})
-    search = cache(lambda: plan(request, attached))
-    if before and not _grows(before.record, asked, refresh, search):
+    work = work or Work()
+
+    @cache
+    def search() -> dict[str, Any]:
+        reach(work)  # before anything is written
+        return plan(request, attached)
+
+    if before and not _grows(before, asked, refresh, search):
         before = None
     with ledger.build(out, asked, search, overwrite=overwrite or before is not None) as build:
         items = build.plan["items"]
@@ -141,18 +147,22 @@ def fetch(
                 kept = [before.stack(name) for name in before.rasters if name in attached]
                 stacks, tables, old = [*map(before.joined, stacks), *kept], before.tables, before.old()
             parts = Parts(grid, request.period, stacks, tables, asked)
-            done = write(build, parts, work or Work(), progress, old)
+            done = write(build, parts, work, progress, old)
     frames = {stack.source.name: len(stack.times) for stack in stacks}
     count = sum(map(len, items.values()))
     return Fetched(out, frames, count, tuple(build.plan["notes"]), done.made, done.adopted, done.missing)
 
 
 def _grows(
-    old: ledger.Record, asked: Mapping[str, Any], refresh: bool, search: Callable[[], Mapping[str, Any]]
+    before: FinishedCube, asked: Mapping[str, Any], refresh: bool, search: Callable[[], Mapping[str, Any]]
 ) -> bool:
-    """Whether a finished cube is to grow: by a longer period that holds its own, or by what a new search finds."""
+    """Whether a finished cube is to grow: by a longer period that holds its own, or by what a new search finds.
+
+    An asset that was masked is always looked for again.
+    """
+    old = before.record
     if ledger.canonical(old.request) == ledger.canonical(asked):
-        return refresh and search()["items"] != old.plan["items"]
+        return refresh and (bool(before.attrs.get("aef:missing")) or search()["items"] != old.plan["items"])
     rest = [{key: value for key, value in request.items() if key != "period"} for request in (old.request, asked)]
     if ledger.canonical(rest[0]) != ledger.canonical(rest[1]):
         return False

@@ -152,7 +152,7 @@ def made(
     """Make units, a few in flight so that memory is bounded: each with its files and masked assets, as it gets done."""
     names = iter(units)
     running: dict[Future[tuple[list[Path], tuple[str, ...]]], str] = {}
-    with _quiet_warps(), _executor(work) as (pool, at_once):
+    with quiet_warps(), _executor(work) as (pool, at_once):
         try:
             while True:
                 for name in islice(names, at_once - len(running)):
@@ -189,6 +189,13 @@ def _abandoned(pool: Executor) -> Iterator[Executor]:
         pool.shutdown(wait=done)
 
 
+def reach(work: Work) -> None:
+    """Refuse a scheduler that does not answer."""
+    if work.dask is not None and not work.dask.isdigit():
+        with _client(work):
+            pass
+
+
 @contextmanager
 def _client(work: Work) -> Iterator[Any]:
     """A client of the cluster at an address, or of one started here with so many processes."""
@@ -216,7 +223,7 @@ def _client(work: Work) -> Iterator[Any]:
 
 
 @contextmanager
-def _quiet_warps() -> Iterator[None]:
+def quiet_warps() -> Iterator[None]:
     """Hide "Dataset has no geotransform", which rasterio says of its own scratch rasters when several threads warp.
 
     It means to hide that itself, by changing the process's filters from each thread at once. Files without a

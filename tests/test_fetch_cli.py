@@ -1,0 +1,309 @@
+"""`aef fetch`, `verify` and `repair` as users meet them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import geopandas
+import numpy as np
+import pytest
+import rasterio
+from archives import ORIGIN, TOY_BOX, Toy, corners
+from conftest import Aef
+from odc.geo.geobox import GeoBox
+from rasterio import Affine
+from servers import file_server
+from shapely.geometry import Polygon, box
+
+from aefcli.cube import areas, open_cube, outline
+from aefcli.extent import BBox
+
+BOX = ",".join(map(repr, (TOY_BOX.west, TOY_BOX.south, TOY_BOX.east, TOY_BOX.north)))
+
+
+def words(toy: Toy | Path, *more: str, where: tuple[str, ...] = ("--bbox", BOX), period: str = "2023-08") -> list[str]:
+    catalog = str(toy.catalog if isinstance(toy, Toy) else toy)
+    return ["fetch", "--stac", catalog, *where, "--period", period, "--gsd", "60", "--source", "sentinel-2", *more]
+
+
+def polygons(path: Path, shapes: dict[str, Any], **options: Any) -> Path:
+    geopandas.GeoDataFrame({"id": list(shapes)}, geometry=list(shapes.values()), crs=4326).to_file(path, **options)
+    return path
+
+
+def part(left: float, width: float) -> Polygon:
+    """A square of the toy archive, `left` and `width` in metres from its corner."""
+    around = corners(ORIGIN[0] + left, ORIGIN[1] - 400, width, width)
+    return box(around.west, around.south, around.east, around.north)
+
+
+# --- where ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["geojson", "gpkg"])
+def test_several_polygons_are_a_cube_each(toy: Toy, aef: Aef, tmp_path: Path, suffix: str) -> None:
+    path = polygons(tmp_path / f"farms.{suffix}", {"north": part(400, 900), "south-2": part(2500, 1200)})
+    code, out, err = aef(*words(toy, where=("--area", str(path))))
+    assert (code, out) == (0, "cubes/north.zarr\ncubes/south-2.zarr\n"), err
+    for name, shape in (("north", part(400, 900)), ("south-2", part(2500, 1200))):
+        cube = open_cube(tmp_path / "cubes" / f"{name}.zarr")
+        around = outline(cube.grid)
+        assert box(around.west, around.south, around.east, around.north).contains(shape)
+        assert around.east - around.west < 1.5 * (shape.bounds[2] - shape.bounds[0]) + 0.002
+    assert aef(*words(toy, where=("--area", str(path))))[0] == 0, "again: nothing to do"
+
+
+def test_one_polygon_is_one_cube_of_the_items_that_touch_it(toy: Toy, aef: Aef, tmp_path: Path) -> None:
+    path = polygons(tmp_path / "one.geojson", {"1": part(400, 900)}, driver="GeoJSON")
+    code, out, err = aef(*words(toy, "--json", where=("--area", str(path))))
+    assert code == 0, err
+    assert json.loads(out)["outputs"] == ["cube.zarr"]
+    assert json.loads(out)["items"] == 3, "the eastern tiles do not touch it"
+
+
+def test_the_grid_of_a_raster_or_of_a_cube_is_shared(toy: Toy, aef: Aef, tmp_path: Path) -> None:
+    """Off the 30 m to which boxes are snapped, and with sides that are no multiples of anything."""
+    grid = GeoBox((37, 41), Affine(60, 0, ORIGIN[0] + 613, 0, -60, ORIGIN[1] - 587), "EPSG:32633")
+    profile = {"driver": "GTiff", "height": 37, "width": 41, "count": 1, "dtype": "uint8", "crs": "EPSG:32633"}
+    with rasterio.open(tmp_path / "like.tif", "w", transform=grid.transform, **profile) as file:
+        file.write(np.ones((1, 37, 41), "uint8"))
+    for like, out in (("like.tif", "a.zarr"), ("a.zarr", "b.zarr")):
+        code, _, err = aef(*words(toy, "--out", out, where=("--like", like)))
+        assert code == 0, err
+        assert open_cube(tmp_path / out).grid == grid
+    one, other = (open_cube(tmp_path / name).sources["sentinel-2"].arrays["B04"][:] for name in ("a.zarr", "b.zarr"))
+    np.testing.assert_array_equal(one, other)
+    assert one.any()
+
+
+def test_boxes_around_grids_and_areas_across_180_degrees(tmp_path: Path) -> None:
+    grid = GeoBox((100, 100), Affine(10, 0, 177_000, 0, -10, 8_100_000), "EPSG:32701")
+    around = outline(grid)
+    assert around.west < 180 < around.west + 0.1 or around.east > -180
+    west, east = Polygon([(179.9, -17), (180, -17), (180, -16.9), (179.9, -16.9)]), box(-180, -17, -179.8, -16.9)
+    path = polygons(tmp_path / "fiji.geojson", {"taveuni": west.union(east)}, driver="GeoJSON")
+    assert areas(path)["taveuni"][0] == BBox(179.9, -17, -179.8, -16.9)
+
+
+# --- what -------------------------------------------------------------------------------------------------------------
+
+
+def test_bands_and_cloud_limit_what_is_fetched(toy: Toy, aef: Aef, tmp_path: Path) -> None:
+    items = json.loads(json.dumps(toy.items))
+    for number, item in enumerate(items):
+        item["properties"]["eo:cloud_cover"] = 20.0 * number
+    catalog = toy.saved(items, "clouded.json")
+    code, out, err = aef(*words(catalog, "--band", "B04", "--band", "B08", "--max-cloud", "50", "--json"))
+    assert code == 0, err
+    assert json.loads(out)["items"] == 3
+    assert open_cube(tmp_path / "cube.zarr").sources["sentinel-2"].bands == ("B04", "B08")
+    code, _, err = aef(*words(catalog, "--max-cloud", "0", "--out", "other.zarr", period="2023-08-12:2023-08-31"))
+    assert code == 2
+    assert "cloud" in err, "the filter that removed them is named"
+
+
+def test_a_file_that_is_gone_is_masked_if_asked(toy: Toy, aef: Aef, tmp_path: Path) -> None:
+    with file_server(toy.folder) as web:
+        (toy.folder / "masked.json").write_text(
+            json.dumps({"type": "FeatureCollection", "features": toy.over(web.url)})
+        )
+        catalog, lost = f"{web.url}/masked.json", toy.items[0]["id"]
+        web.gone.add(f"{lost}/B04.tif")
+        code, _, err = aef(*[word.replace(str(toy.catalog), catalog) for word in words(toy)])
+        assert code == 3
+        assert lost in err
+        shutil.rmtree(tmp_path / "cube.zarr.build")
+        shutil.rmtree(tmp_path / "cube.zarr", ignore_errors=True)
+        arguments = [word.replace(str(toy.catalog), catalog) for word in words(toy, "--on-missing", "mask", "--json")]
+        code, out, err = aef(*arguments)
+        assert code == 0, err
+        assert json.loads(out)["missing"] == [f"{lost}/red"]
+        assert "masked: 1 assets" in err
+        cube = open_cube(tmp_path / "cube.zarr")
+        assert cube.attrs["aef:missing"] == [f"{lost}/red"]
+        source = cube.sources["sentinel-2"]
+        blank = np.asarray(source.arrays["B04"][0] == 0) & np.asarray(source.arrays["B08"][0] > 0)
+        assert blank.any()
+        assert not np.asarray(source.arrays["weight"][0])[blank].any()
+        web.gone.clear()
+        code, out, err = aef(*arguments, "--refresh")
+        assert code == 0, err
+    assert json.loads(out)["missing"] == []
+    found = open_cube(tmp_path / "cube.zarr").sources["sentinel-2"].arrays["B04"][0]
+    assert found[blank].any(), "it was looked for again"
+
+
+def test_a_dry_run_tells_and_writes_nothing(toy: Toy, aef: Aef, tmp_path: Path) -> None:
+    code, out, err = aef(*words(toy, "--dry-run", "--json"))
+    assert code == 0, err
+    told = json.loads(out)
+    assert (told["items"], told["frames"]) == (6, {"sentinel-2": 3})
+    assert all(told[name] > 0 for name in ("bytes_read", "bytes_written", "bytes_free", "seconds"))
+    code, out, err = aef(*words(toy, "--dry-run"))
+    assert code == 0, err
+    assert "sentinel-2 3" in out
+    assert list(tmp_path.iterdir()) == []
+    code, _, err = aef(*words(toy, "--max-bytes", "10KB"))
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--max-bytes 10KB" in err
+    assert list(tmp_path.iterdir()) == []
+    assert aef(*words(toy, "--max-bytes", "1GB"))[0] == 0
+
+
+def test_what_a_catalog_offers(toy: Toy, aef: Aef) -> None:
+    code, out, err = aef("fetch", "--stac", str(toy.catalog), "--list", "--json")
+    assert code == 0, err
+    found = {row["source"]: row for row in json.loads(out)["sources"]}
+    assert found["sentinel-2"]["default"] == "sentinel-2-l2a"
+    assert found["landsat"]["default"] == ""
+    assert found["gedi"]["note"]
+    code, out, err = aef("fetch", "--stac", str(toy.catalog), "--list")
+    assert code == 0, err
+    assert "sentinel-2-l2a" in out
+
+
+# --- verify and repair ------------------------------------------------------------------------------------------------
+
+
+def test_verify_names_what_is_wrong_and_repair_mends_it(toy: Toy, aef: Aef, tmp_path: Path) -> None:
+    assert aef(*words(toy))[0] == 0
+    code, out, _ = aef("verify", "cube.zarr")
+    assert code == 0
+    assert "as they were written" in out
+    chunk = tmp_path / "cube.zarr/sentinel-2/B04/c/0/0/0"
+    whole = chunk.read_bytes()
+    chunk.write_bytes(whole[:-1] + b"x")
+    code, _, err = aef("verify", "cube.zarr")
+    assert code == 4
+    assert "damaged: sentinel-2/B04/c/0/0/0" in err
+    assert "aef repair cube.zarr" in err
+    assert aef("repair", "cube.zarr")[0] == 0
+    assert chunk.read_bytes() == whole
+    assert aef("verify", "cube.zarr")[0] == 0
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+def crossing(folder: Path) -> str:
+    bow = Polygon([(15, 46), (15.1, 46.1), (15.1, 46), (15, 46.1)])
+    return str(polygons(folder / "bow.geojson", {"bow": bow}, driver="GeoJSON"))
+
+
+def hostile(folder: Path) -> str:
+    return str(polygons(folder / "evil.geojson", {"../evil": part(400, 900)}, driver="GeoJSON"))
+
+
+def twins(folder: Path) -> str:
+    table = geopandas.GeoDataFrame({"id": ["a", "a"]}, geometry=[part(400, 900), part(2500, 900)], crs=4326)
+    table.to_file(folder / "twins.geojson", driver="GeoJSON")
+    return str(folder / "twins.geojson")
+
+
+def a_line(folder: Path) -> str:
+    return str(polygons(folder / "line.geojson", {"a": part(400, 900).exterior}, driver="GeoJSON"))
+
+
+def degrees(folder: Path) -> str:
+    profile = {"driver": "GTiff", "height": 9, "width": 9, "count": 1, "dtype": "uint8", "crs": "EPSG:4326"}
+    with rasterio.open(folder / "degrees.tif", "w", transform=Affine(0.1, 0, 15, 0, -0.1, 46), **profile) as file:
+        file.write(np.ones((1, 9, 9), "uint8"))
+    return str(folder / "degrees.tif")
+
+
+def no_geojson(folder: Path) -> str:
+    (folder / "a.geojson").write_text("west, south")
+    return str(folder / "a.geojson")
+
+
+@pytest.mark.parametrize(
+    ("make", "option", "says"),
+    [
+        (crossing, "--area", "crosses itself"),
+        (hostile, "--area", "no name for a cube"),
+        (twins, "--area", "twice"),
+        (a_line, "--area", "no polygon"),
+        (no_geojson, "--area", "GeoJSON"),
+        (lambda folder: "none.gpkg", "--area", "none.gpkg"),
+        (degrees, "--like", "metres"),
+        (no_geojson, "--like", "no raster"),
+        (lambda folder: "none.tif", "--like", "none.tif"),
+    ],
+)
+def test_places_that_are_none(toy: Toy, aef: Aef, tmp_path: Path, make: Any, option: str, says: str) -> None:
+    path = make(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = aef(*words(toy, where=(option, path)))
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert says in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (("--area", "x.geojson"), "exactly one"),
+        (("--collection", "sentinel-2"), "SOURCE=ID"),
+        (("--collection", "sentinel-2=sentinel-2-l2b"), "sentinel-2-l2a"),
+        (("--collection", "sentinel-3=x"), "sentinel-2"),
+        (("--source", "sentinel2"), "sentinel-2"),
+        (("--source", "gedi"), "aef attach"),
+        (("--band", "B4x"), "B4"),
+        (("--max-cloud", "101"), "100"),
+        (("--max-bytes", "much"), "20GB"),
+        (("--loader", "gdal"), "stackstac"),
+        (("--on-missing", "ignore"), "mask"),
+        (("--resampling", "cubic"), "bilinear"),
+        (("--out", "s3://bucket/cube.zarr"), "no path on disk"),
+        (("--dask", "tcp://127.0.0.1:9"), "no dask scheduler"),
+        (("--gsd", "0"), "metres"),
+        (("--gsd", "0.0001"), "degrees"),
+    ],
+)
+def test_bad_options_get_one_line_and_make_nothing(
+    toy: Toy, aef: Aef, tmp_path: Path, more: tuple[str, ...], says: str
+) -> None:
+    code, out, err = aef(*words(toy, *more))
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert says in err
+    assert [path for path in tmp_path.rglob("*") if path.name.endswith(".zarr")] == []
+
+
+def test_nowhere_and_never(toy: Toy, aef: Aef) -> None:
+    code, _, err = aef("fetch", "--stac", str(toy.catalog), "--period", "2023")
+    assert (code, "--bbox, --area and --like" in err) == (2, True)
+    code, _, err = aef("fetch", "--stac", str(toy.catalog), "--bbox", BOX)
+    assert (code, "--period is missing" in err) == (2, True)
+
+
+def test_stackstac_makes_the_same_cube(toy: Toy, aef: Aef, tmp_path: Path) -> None:
+    for loader in ("odc", "stackstac"):
+        code, _, err = aef(*words(toy, "--loader", loader, "--out", f"{loader}.zarr"))
+        assert code == 0, err
+    one, other = (open_cube(tmp_path / f"{loader}.zarr").sources["sentinel-2"] for loader in ("odc", "stackstac"))
+    for band in (*one.bands, "weight"):
+        np.testing.assert_array_equal(one.arrays[band][:], other.arrays[band][:])
+
+
+def test_a_fetch_is_left_within_seconds_of_sigterm(toy: Toy, tmp_path: Path) -> None:
+    """While threads wait for an archive that does not answer."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as silent, file_server(toy.folder) as web:
+        items = toy.over(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        (toy.folder / "silent.json").write_text(json.dumps({"type": "FeatureCollection", "features": items}))
+        line = [word.replace(str(toy.catalog), f"{web.url}/silent.json") for word in words(toy)]
+        program = [sys.executable, "-c", "from aefcli.cli import main; main()", *line]
+        process = subprocess.Popen(program, cwd=tmp_path, stderr=subprocess.DEVNULL)
+        for _ in range(600):
+            if (tmp_path / "cube.zarr").exists():
+                break
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 143
