@@ -303,7 +303,7 @@ def attach(
     for note in done.notes:
         _note(note)
     what = "texts" if source == "text" else "frames"
-    _note(f"{source}: {done.count} {what} {'attached' if done.written else 'there already'}")
+    _note(f"{what} {'attached' if done.written else 'there already'}: {source} {done.count}")
     figures = {"source": source, what: done.count, "written": done.written, "notes": list(done.notes)}
     return Result("attach", [done.path], figures, [str(done.path)])
 
@@ -340,7 +340,9 @@ def train(
     steps: Annotated[int | None, typer.Option("--steps", help="Steps instead of the recipe's.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The run; by default the next runs/<recipe>-NNN.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed instead of the recipe's.", min=0)] = None,
-    text: Annotated[Path | None, typer.Option("--text", help="Text vectors that aef text made; by default the cubes' own.")] = None,
+    text: Annotated[
+        Path | None, typer.Option("--text", help="Text vectors that aef text made; by default the cubes' own.")
+    ] = None,
     device: Device = "auto",
     json_: Json = False,
     quiet: Quiet = False,

@@ -108,6 +108,12 @@ class BBox:
         if self.west == self.east or (self.west > self.east and self.east - self.west + 360 >= 180):
             raise BadInput(f"--bbox {self} has west >= east", "give W,S,E,N in degrees")
 
+    def wider(self, margin: float) -> BBox:
+        """The box with a margin in degrees on all sides, within the globe."""
+        west, east = self.west - margin, self.east + margin
+        west, east = west + 360 * (west < -180), east - 360 * (east > 180)
+        return BBox(west, max(self.south - margin, -90.0), east, min(self.north + margin, 90.0)) if margin else self
+
     def __str__(self) -> str:
         return ",".join(f"{value:g}" for value in (self.west, self.south, self.east, self.north))
 

@@ -13,7 +13,7 @@ ERA5's temperature, GEDI and NLCD against one real file each.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from aefcli.errors import unknown
@@ -37,6 +37,7 @@ class Band:
     scale: float = 1.0  # of the stored number, where an item announces none
     offset: float = 0.0
     valid: tuple[float, float] | None = None  # transformed values outside it count as not delivered
+    derived: bool = False  # computed from the asset after it was brought onto the grid, not read from it
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Quality:
 class Source:
     """A sensor or product. Spacings in metres; collections in order of preference, none where no catalog has it.
 
+    `knowingly` are the collections that are read only where somebody names them; `of` says how their numbers differ.
     A text source has no bands: its vectors come from a table of points, and `loss.text` of the recipe is its weight.
     """
 
@@ -73,7 +75,9 @@ class Source:
     dtype: str
     nodata: float  # nan where the provider uses it
     quality: Quality | None = None
+    knowingly: tuple[str, ...] = ()
     platforms: tuple[str, ...] = ()  # only these, if any are named
+    takes: tuple[tuple[str, tuple[str, ...]], ...] = ()  # property of an item, and its values that are taken, if stated
     role: Literal["input+target", "target"] = "input+target"
     kind: Literal["continuous", "categorical", "text"] = "continuous"
     classes: tuple[int, ...] = ()  # codes of a categorical source; its one band holds them
@@ -87,6 +91,10 @@ class Source:
     def outputs(self) -> int:
         """Numbers that its decoder gives per pixel: bands, or the logits of its classes."""
         return len(self.classes) or len(self.bands)
+
+    def of(self, collection: str) -> Source:
+        """The row as this collection has it: other statistics, another quality layer, other numbers [sources.md]."""
+        return replace(self, **_PRODUCTS.get((self.name, collection), {}))
 
     def band(self, name: str) -> Band:
         for band in self.bands:
@@ -106,7 +114,8 @@ _SENTINEL_2 = Source(
         Band("B08", ("nir", "B08"), 10, "log", 7.85, 0.50, scale=1e-4),
         Band("B11", ("swir16", "B11"), 20, "log", 7.45, 0.60, scale=1e-4),
     ),
-    collections=("sentinel-2-c1-l2a", "sentinel-2-l2a"),
+    collections=("sentinel-2-c1-l2a", "sentinel-2-l2a", "sentinel-s2-l2a-cogs"),
+    knowingly=("sentinel-2-l1c", "sentinel-2-pre-c1-l2a"),
     dtype="uint16",
     nodata=0,
     shift=20,
@@ -125,6 +134,8 @@ _SENTINEL_1 = Source(
         Band("HV", ("hv", "HV"), 10, "db", -17.5, 4.5, valid=(-30.0, 10.0)),
     ),
     collections=("sentinel-1-rtc",),
+    knowingly=("sentinel-1-grd",),
+    takes=(("sar:instrument_mode", ("IW",)),),
     dtype="float32",
     nodata=-32768.0,
     # 1 ascending, -1 descending. The heading and the band of the angle of incidence are not in the catalogs.
@@ -137,32 +148,34 @@ _LANDSAT = Source(
     gsd=30,
     # Collection 2 level 2: surface reflectance, and surface temperature in kelvin.
     bands=(
-        Band("B2", ("blue", "SR_B2"), 30, "log", 6.55, 0.80, scale=2.75e-5, offset=-0.2),
-        Band("B3", ("green", "SR_B3"), 30, "log", 6.80, 0.65, scale=2.75e-5, offset=-0.2),
-        Band("B4", ("red", "SR_B4"), 30, "log", 6.70, 0.85, scale=2.75e-5, offset=-0.2),
-        Band("B5", ("nir08", "SR_B5"), 30, "log", 7.85, 0.50, scale=2.75e-5, offset=-0.2),
-        Band("B6", ("swir16", "SR_B6"), 30, "log", 7.45, 0.60, scale=2.75e-5, offset=-0.2),
-        Band("B10", ("lwir11", "ST_B10"), 30, "linear", 291.0, 13.0, scale=0.00341802, offset=149.0),
+        Band("B2", ("blue", "SR_B2", "SR_B2.TIF"), 30, "log", 6.55, 0.80, scale=2.75e-5, offset=-0.2),
+        Band("B3", ("green", "SR_B3", "SR_B3.TIF"), 30, "log", 6.80, 0.65, scale=2.75e-5, offset=-0.2),
+        Band("B4", ("red", "SR_B4", "SR_B4.TIF"), 30, "log", 6.70, 0.85, scale=2.75e-5, offset=-0.2),
+        Band("B5", ("nir08", "SR_B5", "SR_B5.TIF"), 30, "log", 7.85, 0.50, scale=2.75e-5, offset=-0.2),
+        Band("B6", ("swir16", "SR_B6", "SR_B6.TIF"), 30, "log", 7.45, 0.60, scale=2.75e-5, offset=-0.2),
+        Band("B10", ("lwir11", "ST_B10", "ST_B10.TIF"), 30, "linear", 291.0, 13.0, scale=0.00341802, offset=149.0),
     ),
-    collections=("landsat-c2-l2",),
+    collections=("landsat-c2-l2", "landsat-8-c2-l2", "landsat-c2l2-sr"),
     dtype="uint16",
     nodata=0,
     regrid=30,
     # Fill, dilated cloud, cirrus, cloud, shadow: bits 0-4 of QA_PIXEL.
-    quality=Quality("qa_pixel", ("qa_pixel",), "uint16", 1, cloud_bits=(0, 1, 2, 3, 4)),
+    quality=Quality("qa_pixel", ("qa_pixel", "QA_PIXEL", "QA_PIXEL.TIF"), "uint16", 1, cloud_bits=(0, 1, 2, 3, 4)),
     platforms=("landsat-8", "landsat-9"),
+    takes=(("landsat:collection_category", ("T1", "RT")),),  # tier 2 lies up to 12 m and more off
 )
 
 _PALSAR_2 = Source(
     name="palsar-2",
     gsd=25,
     # ScanSAR L2.2: terrain-flattened gamma nought in dB, the local incidence angle in radians (stored as 0.01 degrees).
+    # Catalogs have the yearly mosaics alone.
     bands=(
-        Band("HH", (), 25, "amplitude", -9.0, 4.5),
-        Band("HV", (), 25, "amplitude", -16.0, 5.0),
-        Band("LIN", (), 25, "linear", 0.65, 0.20, scale=1.7453293e-4),
+        Band("HH", ("HH",), 25, "amplitude", -9.0, 4.5),
+        Band("HV", ("HV",), 25, "amplitude", -16.0, 5.0),
+        Band("LIN", ("linci",), 25, "linear", 0.65, 0.20, scale=1.7453293e-4),
     ),
-    collections=(),
+    collections=("alos-palsar-mosaic",),
     dtype="uint16",
     nodata=0,
     role="target",
@@ -225,12 +238,12 @@ _GLO_30 = Source(
     gsd=30,
     # Elevation in metres above the geoid, slope in degrees, where it faces as an angle from north; flat is 0 and 0.
     bands=(
-        Band("elevation", (), 30, "linear", 650.0, 800.0),
-        Band("slope", (), 30, "linear", 6.0, 8.0),
-        Band("aspect_sine", (), 30, "linear", 0.0, 0.7),
-        Band("aspect_cosine", (), 30, "linear", 0.0, 0.7),
+        Band("elevation", ("data",), 30, "linear", 650.0, 800.0),
+        Band("slope", ("data",), 30, "linear", 6.0, 8.0, derived=True),
+        Band("aspect_sine", ("data",), 30, "linear", 0.0, 0.7, derived=True),
+        Band("aspect_cosine", ("data",), 30, "linear", 0.0, 0.7, derived=True),
     ),
-    collections=(),
+    collections=("cop-dem-glo-30",),
     dtype="float32",
     nodata=math.nan,
     role="target",
@@ -254,6 +267,41 @@ _NLCD = Source(
     regrid=30,
 )
 
+_CROPS = (
+    *(*range(1, 7), *range(10, 15), *range(21, 40), *range(41, 62), *range(63, 73), *range(74, 78), 82, 83, 87, 92),
+    *(111, 112, *range(121, 125), 131, *range(141, 144), 152, 176, 190, 195, *range(204, 251), 254),
+)
+_CDL = Source(
+    name="cdl",
+    gsd=30,
+    # Cropland Data Layer: crops of the United States; its clouds (81) and what it calls undefined (88) are no class.
+    bands=(Band("crop", ("cropland",), 30, "linear", 0.0, 1.0),),
+    collections=("usda-cdl",),
+    dtype="uint8",
+    nodata=0,
+    role="target",
+    kind="categorical",
+    classes=_CROPS,
+    static=True,  # the nearest mapped year
+    weight=0.5,
+    regrid=30,
+)
+
+_WORLDCOVER = Source(
+    name="worldcover",
+    gsd=10,
+    bands=(Band("cover", ("map",), 10, "linear", 0.0, 1.0),),
+    collections=("esa-worldcover",),
+    dtype="uint8",
+    nodata=0,
+    role="target",
+    kind="categorical",
+    # Trees, shrubs, grass, crops, built-up, bare, snow and ice, water, herbaceous wetland, mangroves, moss and lichen.
+    classes=(10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 100),
+    static=True,  # the nearest mapped year
+    weight=0.5,
+)
+
 _TEXT = Source(
     name="text",
     gsd=0,
@@ -265,11 +313,31 @@ _TEXT = Source(
     kind="text",
 )
 
-_ALL = (_SENTINEL_2, _SENTINEL_1, _LANDSAT, _PALSAR_2, _ERA5_LAND, _GEDI, _GRACE, _GLO_30, _NLCD, _TEXT)
-SOURCES: dict[str, Source] = {source.name: source for source in _ALL}
+_INPUTS = (_SENTINEL_2, _SENTINEL_1, _LANDSAT)
+_TARGETS = (_PALSAR_2, _ERA5_LAND, _GEDI, _GRACE, _GLO_30, _NLCD, _CDL, _WORLDCOVER, _TEXT)
+SOURCES: dict[str, Source] = {source.name: source for source in (*_INPUTS, *_TARGETS)}
 # Words of acquisition geometry, as the numbers that decoders are given.
 WORDS = {"ascending": 1.0, "descending": -1.0, "right": 1.0, "left": -1.0}
 INPUTS = tuple(name for name, source in SOURCES.items() if source.role == "input+target")
+
+
+# What differs where a collection has something else under a source's name. Top-of-atmosphere reflectance is brighter
+# in blue and has no scene classification; means and deviations are rounded guesses, as those of the targets.
+_TOA = {"B02": (7.20, 0.45), "B03": (7.05, 0.50), "B04": (6.90, 0.65), "B08": (7.80, 0.45), "B11": (7.40, 0.60)}
+_PRODUCTS: dict[tuple[str, str], dict[str, Any]] = {
+    ("sentinel-2", "sentinel-2-l1c"): {
+        "bands": tuple(replace(band, mean=_TOA[band.name][0], std=_TOA[band.name][1]) for band in _SENTINEL_2.bands),
+        "quality": None,
+    },
+    # Digital numbers without calibration, in the geometry of the radar: as power, none is a valid value.
+    ("sentinel-1", "sentinel-1-grd"): {"nodata": 0.0},
+    # One image of the whole year, its angle in whole degrees; layover and shadow are not clear.
+    ("palsar-2", "alos-palsar-mosaic"): {
+        "bands": (*_PALSAR_2.bands[:2], replace(_PALSAR_2.bands[2], scale=math.pi / 180)),
+        "quality": Quality("mask", ("mask",), "uint8", 0, clear_values=(50, 255)),
+        "static": True,
+    },
+}
 
 
 def statistics() -> dict[str, dict[str, tuple[str, float, float]]]:

@@ -153,6 +153,20 @@ def check(texts: Texts, recipe: Recipe, cubes: Sequence[Cube]) -> int:
     return count
 
 
+def held(cubes: Sequence[Cube]) -> Texts | None:
+    """The texts that cubes hold themselves (`aef attach --source text`), of all of them; None where none has any."""
+    import zarr
+
+    names = ("lon", "lat", "start", "end", "vector")
+    paths = [cube.path for cube in cubes if "text" in cube.attrs.get("aef:points", ())]
+    tables = [[np.asarray(zarr.open_array(path / "text" / name, mode="r")[:]) for name in names] for path in paths]
+    if not tables:
+        return None
+    if len(widths := {table[-1].shape[1] for table in tables}) > 1:
+        raise BadInput(f"the cubes hold vectors of {sorted(widths)} numbers", "--text names a table for all of them")
+    return Texts(*(np.concatenate(parts) for parts in zip(*tables, strict=True)))
+
+
 # --- the table of vectors -------------------------------------------------------------------------------------------
 
 

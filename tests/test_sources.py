@@ -23,7 +23,7 @@ RASTERS = [source for source in SOURCES.values() if source.kind != "text"]
 GROUP = {"time", "y", "x", "band", "spatial_ref", "scale", "offset", "delivered", "weight", "items", "platform"}
 
 
-def test_ten_kinds_with_the_distances_and_weights_of_the_method() -> None:
+def test_the_kinds_with_the_distances_and_weights_of_the_method() -> None:
     """method.md section 8, row by row: shift and re-gridding in metres, weight, error."""
     method = {
         "sentinel-2": (20, 0, 1, "continuous"),
@@ -35,23 +35,26 @@ def test_ten_kinds_with_the_distances_and_weights_of_the_method() -> None:
         "grace": (0, 1280, 0.5, "continuous"),
         "glo-30": (0, 30, 1, "continuous"),
         "nlcd": (0, 30, 0.5, "categorical"),
+        "cdl": (0, 30, 0.5, "categorical"),  # with NLCD in version 2.1
     }
+    maps = {"worldcover": (0, 0, 0.5, "categorical")}  # not the method's
     ours = {source.name: (source.shift, source.regrid, source.weight, source.kind) for source in RASTERS}
-    assert ours == method
-    assert set(SOURCES) - set(method) == {"text"}
+    assert ours == method | maps
+    assert set(SOURCES) - set(ours) == {"text"}
     assert SOURCES["text"].kind == "text"
     assert INPUTS == ("sentinel-2", "sentinel-1", "landsat")
 
 
 def test_what_each_decoder_gives() -> None:
     outputs = {name: source.outputs for name, source in SOURCES.items() if source.role == "target"}
-    assert outputs == {"palsar-2": 3, "era5-land": 12, "gedi": 101, "grace": 1, "glo-30": 4, "nlcd": 20, "text": 0}
+    method = {"palsar-2": 3, "era5-land": 12, "gedi": 101, "grace": 1, "glo-30": 4, "nlcd": 20, "cdl": 131, "text": 0}
+    assert outputs == method | {"worldcover": 11}
     assert [band.name for band in SOURCES["gedi"].bands] == [f"RH{n}" for n in range(101)]
     assert {name: source.meta for name, source in SOURCES.items() if source.meta} == {
         "sentinel-1": ("orbit",),
         "palsar-2": ("pass", "look"),
     }
-    assert [name for name, source in SOURCES.items() if source.static] == ["glo-30", "nlcd"]
+    assert [name for name, source in SOURCES.items() if source.static] == ["glo-30", "nlcd", "cdl", "worldcover"]
 
 
 @EVERY
@@ -79,8 +82,31 @@ def test_a_row_is_of_one_kind(source: Source) -> None:
 
 @EVERY
 def test_what_no_catalog_has_names_no_asset(source: Source) -> None:
-    assert bool(source.collections) == (source.role == "input+target")
+    assert bool(source.collections) or source.role == "target"
+    assert bool(source.collections) or not source.knowingly
     assert all(bool(band.assets) == bool(source.collections) for band in source.bands)
+    assert not any(band.derived for band in source.bands[:1])
+
+
+@EVERY
+def test_a_row_as_another_collection_has_it_keeps_its_name_and_bands(source: Source) -> None:
+    for collection in (*source.collections, *source.knowingly):
+        row = source.of(collection)
+        assert (row.name, row.gsd, row.role, row.kind, row.dtype) == (
+            source.name, source.gsd, source.role, source.kind, source.dtype)  # fmt: skip
+        assert [band.name for band in row.bands] == [band.name for band in source.bands]
+        assert [band.assets for band in row.bands] == [band.assets for band in source.bands]
+
+
+def test_of_a_collection_the_numbers_differ() -> None:
+    mosaic = SOURCES["palsar-2"].of("alos-palsar-mosaic")
+    assert 90 * mosaic.band("LIN").scale == pytest.approx(np.pi / 2)
+    assert mosaic.static
+    assert mosaic.quality is not None
+    np.testing.assert_array_equal(mosaic.quality.clear(np.array([0, 50, 100, 150, 255], "uint8")), [0, 1, 0, 0, 1])
+    numbers = np.array([100.0, 300.0, 1000.0])  # of GRD: not one is a power that a model may see
+    low, high = SOURCES["sentinel-1"].band("VV").valid or (0, 0)
+    assert not ((transform(numbers, "db") >= low) & (transform(numbers, "db") <= high)).any()
 
 
 @EVERY
@@ -143,9 +169,10 @@ def catalog(tmp_path: Path) -> Path:
 
 
 TARGETS = [name for name in SOURCES if name not in INPUTS]
+FILES = [name for name in TARGETS if not SOURCES[name].collections]
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", FILES)
 def test_fetch_refuses_what_no_catalog_has(
     name: str, catalog: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -159,6 +186,13 @@ def test_fetch_refuses_what_no_catalog_has(
     assert err.count("\n") == 1
     assert f"no catalog has {name}: it comes from files" in err
     assert not list(catalog.parent.glob("cube.zarr*"))
+
+
+@pytest.mark.parametrize("name", [name for name in TARGETS if name not in FILES])
+def test_fetch_refuses_what_this_catalog_has_not(name: str, catalog: Path, tmp_path: Path) -> None:
+    request = Request(str(catalog), BBox(15, 46, 15.01, 46.01), Period.parse("2023"), (name,))
+    with pytest.raises(BadInput, match=f"does not give {name}: the catalog has none of {SOURCES[name].collections[0]}"):
+        fetch(request, tmp_path / "cube.zarr")
 
 
 def test_fetch_speaks_of_no_such_source_unasked(catalog: Path, tmp_path: Path) -> None:

@@ -14,20 +14,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aefcli import ledger
-from aefcli.cube.frames import Frame, frames_of
+from aefcli.cube.derive import slope_and_aspect
+from aefcli.cube.frames import DECIDED, Frame, frames_of, is_doubtful, keep, offset_of
 from aefcli.cube.grid import check_gsd, coarser, factor, grid_attrs, grid_from, grid_of
 from aefcli.cube.grow import FinishedCube
 from aefcli.cube.load import Loading, load
 from aefcli.cube.write import FORMAT, Parts, Progress, Slab, Stack, Work, Written, layers_of, reach, write
 from aefcli.errors import BadInput, unknown
 from aefcli.extent import BBox, Period, Tile, to_ms
-from aefcli.sources import SOURCES, Source
+from aefcli.sources import SOURCES, Band, Source
 
 if TYPE_CHECKING:
     import pystac
     from odc.geo.geobox import GeoBox
 
     from aefcli.stac import Catalog
+
+
+_MARGIN = 0.001  # degrees beyond the box in which neighbours of its cells are looked for
+_LOOK = (256, 256)  # cells of a coarse look at an item
+_DEGREES, _METRES = 0.05, 111_320.0  # cells below the first are in degrees, each so many metres along a meridian
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class Request:
     catalog: str
     bbox: BBox
     period: Period
-    sources: tuple[str, ...] = ()  # none: all that the catalog offers without credentials
+    sources: tuple[str, ...] = ()  # none: the inputs that the catalog offers without credentials
     gsd: float = 10.0
     crs: str | None = None
     resampling: str | None = None  # none: bilinear, or average where the asset is finer by 2 or more
@@ -51,6 +57,8 @@ class Request:
 
     def as_dict(self) -> dict[str, Any]:
         """What makes a cube what it is, as plain JSON. What is left at its default is left out, but for the oldest."""
+        from aefcli.stac import public
+
         later = {
             "grid": grid_attrs(self.grid) if self.grid is not None else None,
             "area": self.area,
@@ -62,7 +70,7 @@ class Request:
         }
         return {
             "format": FORMAT,
-            "catalog": str(Path(self.catalog).resolve()) if Path(self.catalog).is_file() else self.catalog,
+            "catalog": str(Path(self.catalog).resolve()) if Path(self.catalog).is_file() else public(self.catalog),
             "bbox": [self.bbox.west, self.bbox.south, self.bbox.east, self.bbox.north],
             "period": "/".join(when.isoformat() for when in self.period.dates()),
             "sources": sorted(self.sources),
@@ -89,9 +97,9 @@ class Request:
             **{key: request[key] for key in same if key in request},
         )
 
-    def source(self, name: str) -> Source:
-        """The source with the bands that are asked for."""
-        known = SOURCES[name]
+    def source(self, name: str, collection: str) -> Source:
+        """The source as this collection has it, with the bands that are asked for."""
+        known = SOURCES[name].of(collection)
         asked = tuple(band for band in known.bands if band.name in self.bands)
         return replace(known, bands=asked or known.bands)
 
@@ -199,7 +207,7 @@ def plan(request: Request, attached: Container[str] = ()) -> dict[str, Any]:
 
     Sources that are `attached` are fetched only if they are named.
     """
-    from aefcli.stac import keep, open_catalog
+    from aefcli.stac import open_catalog
 
     catalog = open_catalog(request.catalog)
     free, barred = catalog.offers(request.collections, request.sources)
@@ -211,17 +219,19 @@ def plan(request: Request, attached: Container[str] = ()) -> dict[str, Any]:
             raise BadInput(
                 f"{catalog.reference} does not give {name}: {barred[name]}", "leave it out, or name another --stac"
             )
-        source = request.source(name)
-        found = catalog.search(free[name], request.bbox, None if source.static else request.period)
-        items, dropped = keep([item for item in found if _within(item, request.area)], source)
-        usable = [item for item in items if _is_usable(item, source)]
-        if usable:
-            planned[name] = [_trim(item, source, catalog) for item in sorted(usable, key=lambda item: item.id)]
-        elif not items:
-            why = f"; {dropped} of other platforms" if dropped else ""
+        source = request.source(name, free[name])
+        margin = _MARGIN if any(band.derived for band in source.bands) else 0.0
+        found = catalog.search(free[name], request.bbox.wider(margin), None if source.static else request.period)
+        near = [item for item in found if _within(item, request.area)]
+        items, dropped = keep(near, source, request.period, request.max_cloud)
+        why = "".join(f"; {count} {reason}" for reason, count in dropped.items())
+        if items:
+            trimmed = [_trim(item, source, catalog) for item in sorted(items, key=lambda item: item.id)]
+            planned[name] = [_decided(item, source, check(request)) for item in trimmed]
+            if why:
+                notes.append(f"{name}: left out{why}")
+        else:
             notes.append(f"{name}: 0 items of {free[name]} in {request.bbox} and {request.period}{why}")
-        if len(usable) < len(items):
-            notes.append(f"{name}: {len(items) - len(usable)} items left out, without bands or a quality layer")
     if not planned:
         raise BadInput(
             f"nothing to fetch: {'; '.join(notes) or 'the catalog offers no source'}",
@@ -244,13 +254,20 @@ def _names(source: Source) -> dict[str, tuple[str, ...]]:
     return {names[0]: names for names in named}
 
 
-def _is_usable(item: pystac.Item, source: Source) -> bool:
-    """Whether the item has a band of the source and, if the source has a quality layer, what says which are clear."""
-    band = any(key in item.assets for band in source.bands for key in band.assets)
-    return band and (source.quality is None or any(key in item.assets for key in source.quality.assets))
+def _decided(item: pystac.Item, source: Source, grid: GeoBox) -> dict[str, Any]:
+    """The item as plain JSON; where only its pixels tell its offset, with what a coarse look at them says."""
+    from odc.geo.geobox import GeoBox
+
+    if source.name == "sentinel-2" and is_doubtful(item):
+        key = source.bands[0].assets[0]
+        look = GeoBox.from_bbox(grid.boundingbox, shape=_LOOK, crs=grid.crs)
+        frame = frames_of([item], source)[0]
+        numbers, _ = load([frame], key, source.dtype, source.nodata, "nearest", look, Loading(mask=True))
+        item.properties[DECIDED] = offset_of(numbers)
+    return item.to_dict(include_self_link=False, transform_hrefs=False)
 
 
-def _trim(item: pystac.Item, source: Source, catalog: Catalog) -> dict[str, Any]:
+def _trim(item: pystac.Item, source: Source, catalog: Catalog) -> pystac.Item:
     """The item with the assets that this source reads, each under the first of its names, and no links."""
     item = item.clone()
     found = {first: next((key for key in names if key in item.assets), None) for first, names in _names(source).items()}
@@ -258,7 +275,7 @@ def _trim(item: pystac.Item, source: Source, catalog: Catalog) -> dict[str, Any]
     for asset in item.assets.values():
         catalog.vet(asset.href)
     item.clear_links()
-    return item.to_dict(include_self_link=False, transform_hrefs=False)
+    return item
 
 
 def stacks_of(items: Mapping[str, Sequence[Mapping[str, Any]]], grid: GeoBox, request: Request) -> list[Stack]:
@@ -270,12 +287,14 @@ def _stack_of_items(name: str, items: Sequence[Mapping[str, Any]], grid: GeoBox,
     """The frames of one source as a stack whose slabs are read from the archive when asked for."""
     import pystac
 
-    source = request.source(name)
-    frames = frames_of([pystac.Item.from_dict(dict(item)) for item in items], source)
+    found = [pystac.Item.from_dict(dict(item)) for item in items]
+    source = request.source(name, str(found[0].collection_id))
+    frames = frames_of(found, source)
     cells = coarser(grid, factor(source.gsd, grid.resolution.x))
     delivered: np.ndarray = np.array([frame.delivered for frame in frames], dtype=bool)
     return Stack(
         source=source,
+        collection=str(found[0].collection_id or ""),
         grid=cells,
         times=np.array([frame.time for frame in frames], dtype="int64"),
         delivered=delivered,
@@ -304,29 +323,45 @@ class Archive:
 
     def __call__(self, which: np.ndarray, tile: Tile, threads: int) -> Slab:
         frames, grid = [self.frames[index] for index in which], self.grid[tile.slices]
-        loading = Loading(self.loader, self.mask, threads)
-        values, missing = {}, []
+        if any(band.derived for band in self.source.bands):
+            return self._terrain(frames, grid, threads)
+        values, missing = {}, set()
         for index, band in enumerate(self.source.bands):
-            having = [frame.items[0] for frame in frames if frame.delivered[index]]
-            if having:
-                how = self.resampling or _resampling(having[0], band.assets[0], band.gsd, grid.resolution.x)
-                values[band.name], lost = load(
-                    frames, band.assets[0], self.source.dtype, self.source.nodata, how, grid, loading
-                )
-                missing += lost
-        quality = self.source.quality
-        if quality is not None:
-            values[quality.name], lost = load(
+            if any(frame.delivered[index] for frame in frames):
+                values[band.name], lost = self._load(frames, band, grid, threads)
+                missing |= lost
+        if (quality := self.source.quality) is not None:
+            loading = Loading(self.loader, self.mask, threads)
+            values[quality.name], gone = load(
                 frames, quality.assets[0], quality.dtype, quality.nodata, "nearest", grid, loading
             )
-            missing += lost
-        return Slab(values, tuple(missing))
+            missing |= set(gone)
+        return Slab(values, tuple(sorted(missing)))
+
+    def _load(self, frames: Sequence[Frame], band: Band, grid: GeoBox, threads: int) -> tuple[np.ndarray, set[str]]:
+        """A band (t, y, x), and the assets that were masked."""
+        having = next(item for frame in frames for item in frame.items if band.assets[0] in item.assets)
+        how = self.resampling or _resampling(having, band.assets[0], band.gsd, grid.resolution.x)
+        if self.source.kind == "categorical":
+            how = "nearest"
+        loading = Loading(self.loader, self.mask, threads)
+        values, lost = load(frames, band.assets[0], self.source.dtype, self.source.nodata, how, grid, loading)
+        return values, set(lost)
+
+    def _terrain(self, frames: Sequence[Frame], grid: GeoBox, threads: int) -> Slab:
+        """Elevation and what follows from it, with a cell of margin so that slabs meet without a seam."""
+        elevation, lost = self._load(frames, self.source.bands[0], grid.pad(1), threads)
+        each = [slope_and_aspect(height, grid.resolution.x) for height in elevation]
+        asked = {band.name for band in self.source.bands}
+        values = {name: np.stack([bands[name] for bands in each]) for name in each[0] if name in asked}
+        return Slab(values, tuple(sorted(lost)))
 
 
 def _resampling(item: pystac.Item, key: str, gsd: float, target: float) -> str:
     """Average where the asset is at least twice as fine as the grid, else bilinear."""
     asset = item.assets[key]
     affine = asset.extra_fields.get("proj:transform") or item.properties.get("proj:transform")
-    announced = (asset.extra_fields.get("raster:bands") or [{}])[0].get("spatial_resolution")
-    native = abs(affine[0]) if affine else announced or gsd
+    native = abs(affine[0]) if affine else gsd
+    if native < _DEGREES:
+        native *= _METRES
     return "average" if target >= 2 * native else "bilinear"

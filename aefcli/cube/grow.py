@@ -18,7 +18,7 @@ import numpy as np
 from aefcli import ledger
 from aefcli.cube.dataset import check_nested, fingerprint, stack_of_dataset
 from aefcli.cube.grid import coarser, grid_from, shape_of
-from aefcli.cube.write import Old, Parts, Reader, Slab, Stack, Work, chunk_files, chunks_of, write
+from aefcli.cube.write import COLLECTION, Old, Parts, Reader, Slab, Stack, Work, chunk_files, chunks_of, write
 from aefcli.errors import BadInput, Damaged
 from aefcli.extent import Period, Tile
 from aefcli.sources import source as source_of
@@ -116,7 +116,8 @@ class FinishedCube:
         """One of its sources, as a stack for another cube."""
         group = self.group(name)
         assert group is not None
-        bare = replace(source_of(name), bands=tuple(source_of(name).band(label) for label in group.labels))
+        known = source_of(name).of(group.collection)
+        bare = replace(known, bands=tuple(known.band(label) for label in group.labels))
         return Stack(
             source=bare,
             grid=coarser(self.grid, group.factor(self.grid)),
@@ -127,6 +128,7 @@ class FinishedCube:
             lineage=group.lineage,
             layers=group.layers,
             read=_FromCube(self.path / name, group.layers, tuple(range(len(group.times)))),
+            collection=group.collection,
         )
 
     def joined(self, stack: Stack) -> Stack:
@@ -182,6 +184,7 @@ class Group:
     cell: float
     shape: tuple[int, ...]
     chunks: tuple[int, ...]
+    collection: str
 
     @classmethod
     def read(cls, path: Path, name: str) -> Group:
@@ -202,6 +205,7 @@ class Group:
             cell=float(str(arrays["spatial_ref"].attrs["GeoTransform"]).split()[1]),
             shape=arrays["weight"].shape,
             chunks=arrays["weight"].chunks,
+            collection=str(group.attrs.get(COLLECTION, "")),
         )
 
     def factor(self, grid: Any) -> int:

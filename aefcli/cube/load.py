@@ -1,5 +1,6 @@
-"""Loading: one asset of some frames' items onto a grid.
+"""Loading: one asset of some frames' items onto a grid, through odc-stac or stackstac.
 
+Both read through `read`, so that neither decides what is opened, signed, repeated or taken for nodata.
 Source: `sources.md`, "Loading".
 """
 
@@ -7,16 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from aefcli.cube.frames import Frame
-from aefcli.errors import RemoteFailed
+from aefcli.errors import BadInput, RemoteFailed, unknown
 
 if TYPE_CHECKING:
     import pystac
     from odc.geo.geobox import GeoBox
+
+    from aefcli.cube.read import Reads
 
 
 @dataclass(frozen=True)
@@ -25,60 +29,132 @@ class Loading:
 
     loader: str = "odc"  # or stackstac
     mask: bool = False  # take an asset that is not there for nodata instead of raising
+    threads: int = 4  # windows read at a time
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """What a loader is asked for: an asset of some items. Of those in a layer, the first valid pixel wins."""
+
+    items: Sequence[Sequence[pystac.Item]]
+    key: str
+    dtype: str
+    nodata: float
+    how: str
+    grid: GeoBox
 
 
 def load(
     frames: Sequence[Frame], key: str, dtype: str, nodata: float, how: str, grid: GeoBox, loading: Loading
 ) -> tuple[np.ndarray, list[str]]:
-    """One asset as (frames, y, x), computed on dask's current scheduler; and the "item/asset" that were masked.
+    """One asset as (frames, y, x), read by threads; and the "item/asset" that were masked, sorted.
 
     Each item's file is resampled onto the grid by itself; in a frame the first valid pixel wins, in the order of its
-    items. Raises RemoteFailed, naming the item, where a file cannot be read.
+    items. Raises RemoteFailed, naming item and asset, where a file cannot be read.
     """
-    import odc.stac
-    from rasterio.errors import RasterioError
+    from aefcli.cube.read import Reads
+    from aefcli.cube.web import Unreadable
 
-    from aefcli.cube.read import Driver, without_query
-
+    loaders = {"odc": _odc, "stackstac": _stackstac}
+    if loading.loader not in loaders:
+        raise unknown("loader", loading.loader, loaders)
     out = np.full((len(frames), *grid.shape), nodata, dtype=dtype)
-    position = {item.id: at for at, frame in enumerate(frames) for item in frame.items if key in item.assets}
-    items = [item for frame in frames for item in frame.items if key in item.assets]
+    having = [at for at, frame in enumerate(frames) if any(key in item.assets for item in frame.items)]
+    if not having:
+        return out, []
+    layers = [[item for item in frames[at].items if key in item.assets] for at in having]
+    names: dict[str, list[str]] = {}
+    for item in (item for items in layers for item in items):
+        names.setdefault(item.assets[key].href, []).append(item.id)
+    reads = Reads(loading.mask)
     try:
-        lazy = odc.stac.load(
-            items,
-            bands=[key],
-            geobox=grid,
-            chunks={},
-            groupby=lambda item, parsed, index: position[item.id],
-            preserve_original_order=True,  # the first valid pixel wins, in the order of the frame's items
-            resampling=how,
-            dtype=dtype,
-            nodata=nodata,
-            patch_url=_signed,
-            driver=Driver(),
-        )
-        filled = lazy[key].data.compute()
-    except (RasterioError, OSError) as error:
+        lazy = loaders[loading.loader](_Layers(layers, key, dtype, nodata, how, grid), reads)
+        out[having] = lazy.compute(scheduler="threads", num_workers=loading.threads)
+    except Unreadable as error:
         raise RemoteFailed(
-            f"cannot read {key} of {_named(error, items)}: {without_query(str(error))}", "run the same command again"
+            f"cannot read {key} of {', '.join(names[error.uri])}: {error}", "run the same command again"
         ) from error
-    out[sorted(set(position.values()))] = filled
-    return out, []
+    finally:
+        reads.stop.set()  # whoever still waits for an answer has nobody to give it to
+    return out, sorted(f"{name}/{key}" for uri in reads.gone for name in names[uri])
 
 
-def _named(error: BaseException, items: Sequence[pystac.Item]) -> str:
-    """The item whose file the error speaks of, else all of them."""
-    from aefcli.cube.read import without_query
+def _odc(layers: _Layers, reads: Reads) -> Any:
+    """A lazy array (layers, y, x)."""
+    import odc.stac
 
-    text = str(error)
-    guilty = [item.id for item in items if any(without_query(asset.href) in text for asset in item.assets.values())]
-    return ", ".join(guilty or [item.id for item in items])
+    from aefcli.cube.read import Driver
+
+    position = {item.id: at for at, items in enumerate(layers.items) for item in items}
+    lazy = odc.stac.load(
+        [item for items in layers.items for item in items],
+        bands=[layers.key],
+        geobox=layers.grid,
+        chunks={},
+        groupby=lambda item, parsed, index: position[item.id],
+        preserve_original_order=True,  # the first valid pixel wins, in the order of the items
+        resampling=layers.how,
+        dtype=layers.dtype,
+        nodata=layers.nodata,
+        driver=Driver(reads),
+    )
+    return lazy[layers.key].data
 
 
-def _signed(href: str) -> str:
-    """Planetary Computer's blobs want a token in the address; it lives 45 minutes, and a slab takes seconds."""
-    if ".blob.core.windows.net/" not in href:
-        return href
-    import planetary_computer
+def _stackstac(layers: _Layers, reads: Reads) -> Any:
+    """The same array. stackstac is told everything: what it would make out by itself comes out wrong (`sources.md`)."""
+    import dask.array as da
+    import stackstac
 
-    return planetary_computer.sign(href)
+    from aefcli.cube.read import Stacked
+
+    grid, dtype = layers.grid, np.dtype(layers.dtype)
+    epsg = grid.crs.epsg if grid.crs is not None else None
+    if epsg is None:
+        raise BadInput("--loader stackstac needs a CRS with an EPSG code", "give --crs EPSG:..., or leave --loader out")
+    bounds = grid.boundingbox
+    stack = stackstac.stack(
+        [_plain(item, layers.key, grid) for items in layers.items for item in items],
+        assets=[layers.key],
+        epsg=epsg,
+        bounds=bounds.bbox,
+        resolution=(grid.resolution.x, -grid.resolution.y),
+        snap_bounds=False,
+        chunksize=(1, 1, *grid.shape),
+        dtype=dtype,
+        fill_value=dtype.type(layers.nodata),
+        rescale=False,
+        sortby_date=False,
+        xy_coords="center",
+        properties=False,
+        band_coords=False,
+        errors_as_nodata=(),
+        reader=partial(Stacked, reads, layers.how),
+    )[:, 0]
+    ends = np.cumsum([len(items) for items in layers.items])
+    parts = [stack[end - len(items) : end].data for items, end in zip(layers.items, ends, strict=True)]
+    front = partial(_front, nodata=layers.nodata)
+    return da.stack([part.rechunk({0: -1}).map_blocks(front, dtype=dtype, drop_axis=0) for part in parts])
+
+
+def _front(layers: np.ndarray, nodata: float) -> np.ndarray:
+    """The first valid pixel of some layers (n, y, x), by odc-loader's rule. stackstac's own takes NaN for valid."""
+    from odc.loader._fuser import nodata_fuser
+
+    out = np.full(layers.shape[1:], nodata, layers.dtype)
+    for layer in layers:
+        nodata_fuser(out, layer, nodata)
+    return out
+
+
+def _plain(item: pystac.Item, key: str, grid: GeoBox) -> dict[str, Any]:
+    """An item with the one asset, and as its bounds the grid's: stackstac drops items that state none.
+
+    A file that does not touch the grid costs a look at its beginning.
+    """
+    return {
+        "id": item.id,
+        "properties": {"datetime": None, "proj:epsg": grid.crs and grid.crs.epsg, "proj:bbox": list(grid.boundingbox)},
+        "bbox": None,
+        "assets": {key: {"href": item.assets[key].href}},
+    }

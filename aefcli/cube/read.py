@@ -1,80 +1,316 @@
-"""Reading windows of an archive's files: what may be opened, how long to try, and errors that name the file.
+"""Reading windows of an archive's files: what may be opened, and what the two loaders read through.
 
-A file that calls itself a GeoTIFF may be a recipe (VRT) that reads other files and hosts, so only two drivers open
-anything. Source: `sources.md`.
+GDAL decodes; the bytes of files on the web come from `web`. A file that calls itself a GeoTIFF may be a recipe (VRT)
+that reads other files and hosts, so two drivers open files and no other. Each window opens its file anew.
+
+Which files make a frame is `load`'s. Sources: `sources.md`, `reliability.md`.
 """
 
 from __future__ import annotations
 
-import logging
-import re
-import time
-from contextlib import suppress
-from dataclasses import replace
+import io
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlparse
+from weakref import WeakSet
 
+import numpy as np
 import rasterio
-from odc.loader._rio import RioDriver, RioReader
-from rasterio.errors import RasterioError, RasterioIOError
+from odc.geo.converters import rio_geobox
+from odc.geo.geobox import GeoBox
+from odc.geo.overlap import compute_reproject_roi
+from odc.loader import RasterLoadParams, RioDriver, RioReader
+from odc.loader._reader import pick_overview
+from odc.loader._rio import _do_read
+from rasterio.abc import MultiByteRangeResourceContainer
+from rasterio.errors import RasterioError
 
-_PATIENCE = 300  # seconds to try one window for
-_LOST = re.compile(r"response code: 4(?!08|29)\d\d|No such file|does not exist|not recognized|no georeference")
-# odc-loader logs what it raises as well, with the address and any token in it.
-logging.getLogger("odc.loader").setLevel(logging.CRITICAL)
+from aefcli.cube.web import TRIES, Unreadable, fetch, pause_before, without_query
+
+if TYPE_CHECKING:
+    from rasterio.io import DatasetReader
+
+_ENV = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_NUM_THREADS": "1"}
+_HEAD, _HEADS = 16384, 1024  # bytes of a file's beginning that are kept, and of how many files
+_AHEAD = (65536, 1 << 20)  # bytes fetched at once where GDAL reads bit by bit; doubled while it reads straight on
+_GAP = 16384  # bytes between two ranges that are cheaper to fetch than to ask apart
+
+_running: WeakSet[threading.Event] = WeakSet()
+
+Open = Callable[..., AbstractContextManager["DatasetReader"]]  # with options such as the level of an overview
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What the readers of one load share: whether to mask what is gone, what was, and when to end."""
+
+    mask: bool
+    gone: set[str] = field(default_factory=set)  # uris
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        _running.add(self.stop)
+
+    def window(self, uri: str, read: Callable[[Open], Any]) -> Any:
+        """What `read` makes of the file, given a function that opens it; None if it is gone, and masked.
+
+        Raises Unreadable.
+        """
+        try:
+            return self._tried(uri, read)
+        except Unreadable as error:
+            if not (error.gone and self.mask):
+                raise
+            with self.lock:
+                self.gone.add(uri)
+            return None
+
+    def _tried(self, uri: str, read: Callable[[Open], Any]) -> Any:
+        """Tries again, from the first byte, where what came from the web does not decode."""
+        for attempt in range(1, TRIES + 1):
+            try:
+                return read(lambda **options: _opened(uri, self.stop, **options))
+            except RasterioError as error:
+                _Web.heads.pop(without_query(uri), None)
+                if not _is_web(uri) or attempt == TRIES or self.stop.wait(pause_before(attempt)):
+                    raise Unreadable(uri, str(error), gone="://" not in uri and not Path(uri).exists()) from error
+        raise AssertionError("unreachable: the last try raises")
+
+
+def abandon() -> None:
+    """End all reading in this process, for whoever waits for it no more: threads that try again hold up its exit."""
+    for stop in list(_running):
+        stop.set()
+
+
+def forget() -> None:
+    """Drop the beginnings of files that this process holds."""
+    _Web.heads.clear()
+
+
+def _is_web(uri: str) -> bool:
+    return urlparse(uri).scheme in ("http", "https")
+
+
+@contextmanager
+def _opened(uri: str, stop: threading.Event, **options: Any) -> Iterator[DatasetReader]:
+    """A GeoTIFF or JPEG 2000 that lies on a grid."""
+    name = without_query(uri)
+    driver = "JP2OpenJPEG" if name.lower().endswith(".jp2") else "GTiff"
+    web = _Web(uri, stop) if _is_web(uri) else None
+    if web:
+        options["opener"] = _Opener(web)
+    try:
+        with (
+            rasterio.Env(**_ENV),
+            rasterio.open(name if web else uri, driver=driver, sharing=False, **options) as file,
+        ):
+            if file.crs is None or file.transform.is_identity:  # radar in slant range
+                raise Unreadable(uri, "the file has no georeference but control points, if any")
+            yield file
+    except RasterioError as error:
+        if web and web.error:
+            raise web.error from error
+        raise
+    if web and web.error:  # GDAL passes over what it can do without, such as the list of overviews
+        raise web.error
+
+
+# ---------------------------------------------------------------- what the loaders read through
+
+
+def _pixels(reads: Reads, uri: str, band: int, cfg: RasterLoadParams, grid: GeoBox, dst: Any = None) -> Any:
+    """(where on the grid, pixels there), resampled as odc-loader does it; None where the file is gone, and masked.
+
+    Of a file that does not state its nodata, what fills the grid counts as such. Within 0.05 of a cell two grids are
+    one, whose values are taken as they are. (odc-loader takes 0.9 for the nearest; of two cells equally near, which it
+    takes then hangs on the window.)
+    """
+    cfg = replace(cfg, src_nodata_fallback=cfg.fill_value)
+
+    def read(opened: Open) -> Any:
+        with opened() as file:
+            place = compute_reproject_roi(rio_geobox(file), grid, ttol=0.05)
+            level = pick_overview(place.read_shrink, file.overviews(band)) if place.read_shrink > 1 else None
+            if level is None:
+                return _do_read(rasterio.band(file, band), cfg, grid, place, dst=dst)
+        with opened(overview_level=level) as file:
+            return _do_read(rasterio.band(file, band), cfg, grid, place, dst=dst)
+
+    return reads.window(uri, read)
 
 
 class Driver(RioDriver):
-    """odc-stac's reading through rasterio, by `_Reader`."""
+    """odc-stac's reading through rasterio, but for what opens the files."""
 
-    def capture_env(self) -> dict[str, Any]:
-        timeouts = {
-            "GDAL_HTTP_CONNECTTIMEOUT": "10",
-            "GDAL_HTTP_LOW_SPEED_TIME": "30",
-            "GDAL_HTTP_LOW_SPEED_LIMIT": "1",
-        }
-        return {**super().capture_env(), **timeouts}
+    def __init__(self, reads: Reads) -> None:
+        super().__init__()
+        self.reads = reads
 
     def open(self, src: Any, ctx: Any) -> RioReader:
-        return _Reader(src, ctx)
+        return _Reader(src, ctx, self.reads)
 
 
 class _Reader(RioReader):
-    """One file. Remote ones are opened anew and tried again for a while; errors name the file."""
+    def __init__(self, src: Any, ctx: Any, reads: Reads) -> None:
+        super().__init__(src, ctx)
+        self.reads = reads
 
-    def read(self, cfg: Any, *args: Any, **kwargs: Any) -> Any:
-        uri, began = self._src.uri, time.monotonic()
-        cfg = replace(cfg, src_nodata_fallback=cfg.fill_value)  # for files that do not state theirs
-        for attempt in range(1_000_000):
+    def read(self, cfg: Any, grid: GeoBox, *, dst: Any = None, selection: Any = None) -> Any:
+        found = _pixels(self.reads, self._src.uri, self._src.band, cfg, grid, dst)
+        return (np.s_[0:0, 0:0], np.empty((0, 0), cfg.dtype)) if found is None else found
+
+
+class Stacked:
+    """A file as stackstac wants its readers to be: pixels of windows of `spec`, which is one grid for all files."""
+
+    def __init__(self, reads: Reads, how: str, *, url: str, spec: Any, dtype: Any, fill_value: Any, **_: Any) -> None:
+        self.reads, self.url = reads, url
+        self.cfg = RasterLoadParams(np.dtype(dtype).name, fill_value, resampling=how)
+        self.grid = GeoBox(spec.shape, spec.transform, f"EPSG:{spec.epsg}")
+
+    def read(self, window: Any) -> np.ndarray:
+        """The window's pixels (y, x), nodata where the file has none."""
+        grid = self.grid[window.toslices()]
+        out = np.full(grid.shape, self.cfg.fill_value, self.cfg.dtype)
+        found = _pixels(self.reads, self.url, 1, self.cfg, grid)
+        if found is not None:
+            out[found[0]] = found[1]
+        return out
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+# ---------------------------------------------------------------- files on the web, as GDAL sees them
+
+
+class _Web:
+    """The bytes of one file on the web, while one dataset is open. The first failure is kept, and ends all reading."""
+
+    heads: dict[str, tuple[bytes, int]] = {}  # noqa: RUF012 - of the process: name -> (beginning, size of the file)
+
+    def __init__(self, uri: str, stop: threading.Event) -> None:
+        self.uri, self.name, self.stop = uri, without_query(uri), stop
+        self.error: Unreadable | None = None
+        self.head, self.size = self.heads.get(self.name) or self._begin()
+        self.ahead, self.start = b"", 0  # what was fetched last, and where it lies
+
+    def _begin(self) -> tuple[bytes, int]:
+        """The first bytes and the size of the file."""
+        try:
+            head, size = fetch(self.uri, 0, _HEAD, self.stop)
+        except Unreadable as error:
+            self.error = error
+            return b"", 0
+        while len(self.heads) >= _HEADS:
+            self.heads.pop(next(iter(self.heads)), None)
+        self.heads[self.name] = head, size
+        return head, size
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Bytes start to stop, fewer at the end of the file, none after a failure."""
+        stop = min(stop, self.size)
+        if self.error or start >= stop:
+            return b""
+        if stop <= len(self.head):
+            return self.head[start:stop]
+        if not self.start <= start <= stop <= self.start + len(self.ahead):
+            straight = start == self.start + len(self.ahead)
+            least = min(2 * len(self.ahead), _AHEAD[1]) if straight else _AHEAD[0]
+            self.start, self.ahead = start, self.fetch((start, min(max(stop, start + least), self.size)))
+        return self.ahead[start - self.start : stop - self.start]
+
+    def fetch(self, span: tuple[int, int]) -> bytes:
+        """The bytes of a span; zeros after a failure."""
+        if not self.error:
             try:
-                _check(uri)
-                return super().read(cfg, *args, **kwargs)
-            except RasterioError as error:
-                pause = min(0.1 * 2**attempt, 10)
-                _forget(uri)
-                late = time.monotonic() + pause - began > _PATIENCE
-                if late or "://" not in uri or _LOST.search(str(error)):
-                    raise RasterioIOError(f"{without_query(uri)}: {without_query(str(error))}") from error
-            time.sleep(pause)
-        raise AssertionError("unreachable: patience ends first")
+                data, size = fetch(self.uri, *span, self.stop)
+                if size == self.size:
+                    return data
+                self.heads.pop(self.name, None)
+                raise Unreadable(self.uri, f"the file changed its size from {self.size} to {size} bytes meanwhile")
+            except Unreadable as error:
+                self.error = error
+        return bytes(span[1] - span[0])
 
 
-@lru_cache(maxsize=65536)
-def _check(uri: str) -> None:
-    """Once per file: it is a GeoTIFF or JPEG 2000, and lies on a grid. Radar in slant range has control points only."""
-    driver = "JP2OpenJPEG" if without_query(uri).lower().endswith(".jp2") else "GTiff"
-    with rasterio.open(uri, driver=driver, sharing=False) as file:
-        if file.crs is None or file.transform.is_identity:
-            raise RasterioIOError("the file has no georeference but control points, if any")
+class _Handle(io.RawIOBase):
+    """An open file as GDAL sees it."""
+
+    def __init__(self, web: _Web) -> None:
+        self.web, self.position = web, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.web.size}[whence]
+        return self.position
+
+    def read(self, size: int = -1) -> bytes:
+        data = self.web.read(self.position, self.web.size if size < 0 else self.position + size)
+        self.position += len(data)
+        return data
+
+    def get_byte_ranges(self, offsets: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
+        """The blocks of a window, asked for at once: those that lie close together as one."""
+        spans: list[tuple[int, int]] = []
+        for start, size in sorted(zip(offsets, sizes, strict=True)):
+            if spans and start - spans[-1][1] <= _GAP:
+                spans[-1] = spans[-1][0], max(spans[-1][1], start + size)
+            else:
+                spans.append((start, start + size))
+        fetched = _pool().map(self.web.fetch, spans) if len(spans) > 1 else map(self.web.fetch, spans)
+        parts = list(zip(spans, fetched, strict=True))
+        return [
+            next(data[o - start : o - start + n] for (start, stop), data in parts if start <= o and o + n <= stop)
+            for o, n in zip(offsets, sizes, strict=True)
+        ]
 
 
-def _forget(uri: str) -> None:
-    """Make GDAL drop what it holds of a remote file that failed: it keeps a 404 for the life of the process."""
-    if "://" in uri:
-        with rasterio.Env(CPL_VSIL_CURL_NON_CACHED="/vsicurl/"), suppress(RasterioError):
-            rasterio.open(uri, driver="GTiff", sharing=False).close()
+class _Opener(MultiByteRangeResourceContainer):
+    """The file system that GDAL is given: one file."""
+
+    def __init__(self, web: _Web) -> None:
+        self.web = web
+
+    def open(self, path: str, mode: str = "r", **_: Any) -> _Handle:
+        return _Handle(self.web)
+
+    def isfile(self, path: str) -> bool:
+        return True
+
+    def isdir(self, path: str) -> bool:
+        return False
+
+    def ls(self, path: str) -> list[str]:
+        return []
+
+    def mtime(self, path: str) -> int:
+        return 0
+
+    def size(self, path: str) -> int:
+        return self.web.size
+
+    def rm(self, path: str) -> None:
+        raise NotImplementedError
 
 
-def without_query(text: str) -> str:
-    """The text without what follows a `?` in addresses: signatures live there."""
-    return re.sub(r"\?[^\s'\"]*", "", text)
+@lru_cache(maxsize=1)
+def _pool() -> ThreadPoolExecutor:
+    """Threads for the ranges of one window, beside the readers' own."""
+    return ThreadPoolExecutor(8, thread_name_prefix="ranges")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ import numpy as np
 
 from aefcli import ledger
 from aefcli.cube.grid import grid_from
-from aefcli.cube.write import FORMAT
+from aefcli.cube.write import COLLECTION, FORMAT
 from aefcli.errors import BadInput, Damaged
 from aefcli.extent import Period, Tile
 from aefcli.sources import SOURCES, WORDS, Source
@@ -40,29 +40,37 @@ class CubeSource:
 
         Coarser sources are repeated up to the cube's spacing. The tile lies inside the cube.
         """
-        stored = [self._over(tile, frames, name) for name in self.bands]
-        return np.stack(stored, axis=1), self.clear(tile, frames)
+        *stored, weight = self._over(tile, frames, (*self.bands, "weight"))
+        return np.stack(stored, axis=1), weight
 
     def clear(self, tile: Tile, frames: np.ndarray) -> np.ndarray:
         """The weight alone (t h w)."""
-        return self._over(tile, frames, "weight")
+        return self._over(tile, frames, ("weight",))[0]
 
-    def _over(self, tile: Tile, frames: np.ndarray, name: str) -> np.ndarray:
-        """One variable (t h w) over the cube's pixels of a tile."""
+    def _over(self, tile: Tile, frames: np.ndarray, names: Sequence[str]) -> list[np.ndarray]:
+        """Some variables (t h w) over the cube's pixels of a tile."""
         times = self.factor
         cells = Tile(tile.top // times, tile.left // times, -(-tile.bottom // times), -(-tile.right // times))
-        values = _select(self.arrays[name], frames, cells)
+        found = _select([self.arrays[name] for name in names], np.asarray(frames), cells)
         if times == 1:
-            return values
+            return found
         rows = np.arange(tile.top, tile.bottom) // times - cells.top
         columns = np.arange(tile.left, tile.right) // times - cells.left
-        return values[:, rows[:, None], columns]
+        return [values[:, rows[:, None], columns] for values in found]
 
 
-def _select(array: Any, frames: np.ndarray, tile: Tile) -> np.ndarray:
-    """Some frames of a tile, from Zarr or from memory."""
-    chosen = array if isinstance(array, np.ndarray) else array.oindex
-    return np.asarray(chosen[(frames, *tile.slices)])
+def _select(arrays: Sequence[zarr.Array | np.ndarray], frames: np.ndarray, tile: Tile) -> list[np.ndarray]:
+    """Some frames of a tile from each array, on disk or in memory."""
+    if all(isinstance(array, np.ndarray) for array in arrays):
+        return [np.asarray(array[(frames, *tile.slices)]) for array in arrays]
+    from aefcli.cube import chunks
+
+    files = [found for array in arrays if (found := chunks.Chunks.of(array))]
+    if len(files) < len(arrays):
+        return [np.asarray(array.oindex[(frames, *tile.slices)]) for array in arrays]
+    outs = [np.empty((len(frames), tile.bottom - tile.top, tile.right - tile.left), array.dtype) for array in arrays]
+    chunks.read(files, frames, tile, outs)
+    return outs
 
 
 @dataclass(frozen=True)
@@ -88,10 +96,12 @@ def open_cube(path: Path) -> Cube:
     """Open a finished cube; what is missing, unfinished or not a cube is refused in one line."""
     import zarr
 
+    from aefcli.cube.chunks import CubeStore
+
     if not path.exists():
         raise BadInput(f"there is no cube {path}", "aef fetch --stac ... --bbox ... --period ... makes one")
     try:
-        root = zarr.open_group(path, mode="r")
+        root = zarr.open_group(CubeStore(path, read_only=True), mode="r")
     except (FileNotFoundError, ValueError) as error:
         raise BadInput(f"{path} is no Zarr store", "aef fetch makes a cube") from error
     attrs: dict[str, Any] = dict(root.attrs)
@@ -108,7 +118,7 @@ def open_cube(path: Path) -> Cube:
 
 
 def _open_source(root: zarr.Group, name: str, grid: GeoBox) -> CubeSource:
-    source = SOURCES[name]
+    source = SOURCES[name].of(str(root[name].attrs.get(COLLECTION, "")))
     bands = tuple(band.name for band in source.bands if f"{name}/{band.name}" in root)
 
     def array(key: str) -> Any:

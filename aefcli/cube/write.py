@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
 
 FORMAT = "datacube/1"
+COLLECTION = "aef:collection"  # attribute of a group
 CHUNK = (32, 128, 128)  # frames, rows, columns: training reads patches through all time
 SLAB = 512  # side of a unit of work: whole chunks, and about one block of a remote COG
 
@@ -59,6 +60,7 @@ class Stack:
     lineage: Mapping[str, Sequence[str] | np.ndarray]  # (t) each; acquisition geometry as words or as numbers
     layers: Mapping[str, tuple[str, float]]  # variable -> (dtype, nodata)
     read: Reader
+    collection: str = ""  # of a catalog, if it comes from one: the source's numbers may hang on it
 
 
 @dataclass(frozen=True)
@@ -181,11 +183,15 @@ def _executor(work: Work) -> Iterator[tuple[Executor, int]]:
 
 @contextmanager
 def _abandoned(pool: Executor) -> Iterator[Executor]:
+    from aefcli.cube.read import abandon
+
     done = False
     try:
         yield pool
         done = True
     finally:
+        if not done:
+            abandon()
         pool.shutdown(wait=done)
 
 
@@ -334,6 +340,8 @@ def _group(path: Path, stack: Stack) -> None:
         for name, (_, fill) in stack.layers.items()
     }
     encoding["time"] = {"units": "milliseconds since 1970-01-01", "dtype": "int64"}
+    if stack.collection:
+        dataset.attrs[COLLECTION] = stack.collection
     dataset.to_zarr(path, group=stack.source.name, mode="a", encoding=encoding, compute=False, consolidated=False)
 
 

@@ -1,0 +1,214 @@
+"""Ranges of files on the web: asked for, held to what was asked, signed and repeated one by one.
+
+GDAL's own reading over HTTP takes wrong ranges for right ones, follows redirects to anywhere and hides Retry-After, so
+it is given bytes that come from here. Sources: `sources.md`, `reliability.md`.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import lru_cache
+from typing import Any, Literal
+from urllib.parse import urlparse
+
+import requests
+import requests.utils
+from requests.adapters import HTTPAdapter
+from requests.exceptions import InvalidSchema, InvalidURL, TooManyRedirects
+
+from aefcli.errors import AefError
+from aefcli.stac import vet_redirect
+
+PATIENCE = 300.0  # seconds without an answer, after which a file is given up
+TRIES = 10  # answers of 200 to a range in a row, or files that do not decode: no fault of the moment
+_CONNECT = 10.0  # seconds
+_STALL = (0.5, 8.0)  # seconds without a byte, after which a request is sent anew: the least, the most
+_PAUSE = (0.02, 10.0)  # seconds before the second try, doubled before each further one up to the latter
+
+# Who signs addresses, by the host or the end of its name: (address, whether the last signature was refused) -> signed.
+Signer = Callable[[str, bool], str]
+
+
+class Unreadable(Exception):
+    """A file cannot be read, and trying again does not help. `gone`: it is not there, or not ours to read."""
+
+    def __init__(self, uri: str, why: str, gone: bool = False) -> None:
+        super().__init__(uri, why, gone)  # all three, so that it survives pickling
+        self.uri, self.why, self.gone = uri, why, gone
+
+    def __str__(self) -> str:
+        return f"{without_query(self.uri)}: {without_query(self.why)}"
+
+
+class _Fault(Exception):
+    """An answer that is not the bytes asked for. `wait`: seconds that the server wants to be left alone."""
+
+    def __init__(self, why: str, kind: Literal["again", "lie", "refused", "final"] = "again", wait: float = 0) -> None:
+        super().__init__(why)
+        self.kind, self.wait = kind, wait
+
+
+@dataclass
+class _Host:
+    """What is known of a host: how long its answers take, and until when it wants to be left alone."""
+
+    usual: float = 0.1  # seconds to the first byte, averaged over some answers
+    closed: float = 0.0  # on the monotonic clock
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def answered(self, seconds: float) -> None:
+        with self.lock:
+            self.usual += (seconds - self.usual) / 8
+
+    def close(self, seconds: float) -> None:
+        with self.lock:
+            self.closed = max(self.closed, time.monotonic() + seconds)
+
+    def stall(self, attempt: int) -> float:
+        """Seconds without a byte after which an answer is held for lost: many times the usual, longer at each try."""
+        return min(_STALL[1], max(_STALL[0], 20 * self.usual) * 2.0**attempt)
+
+
+@lru_cache(maxsize=256)
+def _host(name: str) -> _Host:
+    return _Host()
+
+
+@lru_cache(maxsize=1)
+def _session() -> requests.Session:
+    """Connections that stay open. A redirect may lead where the address it came from might have led."""
+    session = requests.Session()
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, HTTPAdapter(pool_connections=64, pool_maxsize=64))
+    session.hooks["response"].append(vet_redirect)
+    session.trust_env = False  # `_environment` does, once per host
+    return session
+
+
+@lru_cache(maxsize=256)
+def _environment(origin: str) -> dict[str, Any]:
+    """Proxies, certificates and netrc's passwords for a host. `requests` would look for them at each request."""
+    settings = requests.Session().merge_environment_settings(origin, {}, True, None, None)
+    return {**settings, "auth": requests.utils.get_netrc_auth(origin)}
+
+
+def fetch(uri: str, start: int, stop: int, halt: threading.Event) -> tuple[bytes, int]:
+    """Bytes start to stop of a file, fewer if it ends before, and the file's size. Raises Unreadable."""
+    host, began, attempt, lies, refused = _host(urlparse(uri).netloc), time.monotonic(), 0, 0, False
+    while not halt.wait(max(0.0, host.closed - time.monotonic())):
+        try:
+            return _ask(_signed(uri, refused), start, stop, host, host.stall(attempt))
+        except (InvalidURL, InvalidSchema, TooManyRedirects) as error:
+            raise Unreadable(uri, str(error)) from error
+        except AefError as error:
+            raise Unreadable(uri, f"it redirects: {error.what}") from error
+        except (_Fault, requests.RequestException) as error:
+            fault = error if isinstance(error, _Fault) else _Fault(_short(error))
+            if fault.kind == "refused" and not refused and _signer(uri):
+                refused = True
+                continue
+            lies = lies + 1 if fault.kind == "lie" else 0
+            pause = max(fault.wait, pause_before(attempt + 1))
+            if fault.kind in ("refused", "final") or lies == TRIES or time.monotonic() + pause > began + PATIENCE:
+                raise Unreadable(uri, f"{fault} ({attempt + 1} tries)", gone=fault.kind == "refused") from error
+            if fault.wait:
+                host.close(pause)
+            halt.wait(0 if fault.wait else pause)
+            attempt += 1
+    raise Unreadable(uri, "stopped")
+
+
+def _ask(address: str, start: int, stop: int, host: _Host, stall: float) -> tuple[bytes, int]:
+    """One request. Raises _Fault or a RequestException."""
+    began = time.monotonic()
+    headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+    options = _environment("://".join(urlparse(address)[:2]))
+    with _session().get(address, headers=headers, timeout=(_CONNECT, stall), **options) as answer:
+        host.answered(time.monotonic() - began)
+        first, last, size = _promised(answer, start, stop)
+        parts = []
+        for part in answer.iter_content(1 << 20):
+            parts.append(part)
+            if time.monotonic() - began > PATIENCE:  # byte by byte
+                break
+        data = b"".join(parts)
+        if len(data) != last + 1 - first:
+            raise _Fault(f"{len(data)} bytes came of {last + 1 - first}")
+        return data, size
+
+
+def _promised(answer: requests.Response, start: int, stop: int) -> tuple[int, int, int]:
+    """The first and the last byte that the answer brings, and the file's size; _Fault if they are not those asked."""
+    status = answer.status_code
+    if status in (408, 425, 429) or status >= 500:
+        raise _Fault(f"HTTP response code: {status}", wait=_asked_to_wait(answer.headers.get("Retry-After", "")))
+    if status == 200:
+        kind = answer.headers.get("Content-Type", "something")
+        raise _Fault(f"a range was asked for, and all of a file of {kind} came", "lie")
+    if status != 206:
+        raise _Fault(f"HTTP response code: {status}", "refused" if status in (403, 404, 410) else "final")
+    given = answer.headers.get("Content-Range", "none")
+    match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", given.strip())
+    first, last, size = map(int, match.groups()) if match else (-1, -1, -1)
+    if (first, last) != (start, min(stop, size) - 1):
+        raise _Fault(f"the range {start}-{stop - 1} was asked for, and {given} came")
+    return first, last, size
+
+
+def pause_before(attempt: int) -> float:
+    """Seconds to wait before a try; the first is 0."""
+    return min(_PAUSE[1], _PAUSE[0] * 2.0 ** (attempt - 1))
+
+
+def _asked_to_wait(text: str) -> float:
+    """Seconds of a Retry-After, which is a number or a date; 0 if it is neither."""
+    if re.fullmatch(r"\d+(\.\d+)?", text.strip()):
+        return float(text)
+    try:
+        return max(0.0, (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):
+        return 0.0
+
+
+def _short(error: BaseException) -> str:
+    """What lies at the bottom of the errors that `requests` and urllib3 wrap each other's in."""
+    while error.args and isinstance(error.args[-1], BaseException):
+        error = error.args[-1]
+    return str(getattr(error, "reason", None) or error)
+
+
+# ---------------------------------------------------------------- signatures
+
+
+def _planetary_computer(href: str, refused: bool) -> str:
+    """Its blobs want a token in the address. The library keeps a token until a minute before it expires."""
+    import planetary_computer
+    from planetary_computer.sas import TOKEN_CACHE
+
+    if refused:
+        TOKEN_CACHE.clear()
+    return planetary_computer.sign(href)
+
+
+SIGNERS: dict[str, Signer] = {".blob.core.windows.net": _planetary_computer}
+
+
+def _signer(uri: str) -> Signer | None:
+    host = urlparse(uri).hostname or ""
+    return next((sign for end, sign in SIGNERS.items() if host.endswith(end)), None)
+
+
+def _signed(uri: str, refused: bool) -> str:
+    sign = _signer(uri)
+    return sign(uri, refused) if sign else uri
+
+
+def without_query(text: str) -> str:
+    """The text without what follows a `?` in addresses: signatures live there."""
+    return re.sub(r"\?[^\s'\"]*", "", text)
