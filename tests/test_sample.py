@@ -92,16 +92,22 @@ def test_coarse_sources_are_repeated_and_what_lies_outside_is_not_present(tmp_pa
 
 
 def test_a_pass_with_one_pair_of_polarisations_weighs_by_the_pair_it_has(tmp_path: Path) -> None:
-    from aefcli.cube.write import _weight
+    from aefcli.cube.write import Clear, Part
+
+    def weight() -> np.ndarray:
+        clear = Clear(SOURCES["sentinel-1"], delivered, (3, 3))
+        for name, values in slab.items():
+            clear.add(Part(name, values))
+        return clear.weight()
 
     power = np.full((2, 3, 3), 0.1, dtype="float32")
     nodata = np.full((1, 3, 3), SOURCES["sentinel-1"].nodata, dtype="float32")
     slab = {name: np.concatenate([power[:1], nodata]) for name in ("VV", "VH")}
     slab |= {name: np.concatenate([nodata, power[:1]]) for name in ("HH", "HV")}
     delivered = np.array([[True, True, False, False], [False, False, True, True]])
-    assert _weight(slab, SOURCES["sentinel-1"], delivered).all()
+    assert weight().all()
     slab["VV"][0, 1, 1] = nodata[0, 0, 0]
-    assert _weight(slab, SOURCES["sentinel-1"], delivered)[0].sum() == 8
+    assert weight()[0].sum() == 8
 
 
 def test_clouded_pixels_keep_their_values_and_weigh_nothing(cube: Cube) -> None:
@@ -191,7 +197,7 @@ RASTERS = [name for name in SOURCES if name != "text"]
 ALONE = [name for name in RASTERS if name not in INPUTS]
 SIDE = 96  # px of the cube with every source
 SPOT = (40, 57)  # where its one text lies
-GSD = {"era5-land": 1280, "grace": 1280, "gedi": 20, "sentinel-2": 10, "sentinel-1": 10}  # others 30
+GSD = {"era5-land": 1280, "grace": 1280, "gedi": 20, "sentinel-2": 10, "sentinel-1": 10, "worldcover": 10}  # or 30
 MAPPED = np.array(["2016-07-01", "2021-07-01"], "datetime64[ms]").astype("int64")  # of land cover
 
 
@@ -199,11 +205,11 @@ def physical(name: str, rng: np.random.Generator) -> xr.Dataset:
     """Made-up values of one source in a cube of 96 px: usual ones, a class drawn per cell."""
     source, gsd = SOURCES[name], GSD.get(name, 30)
     cells = -(-SIDE * 10 // gsd)
-    frames = {"glo-30": 1, "nlcd": 2}.get(name, 12)
+    frames = 2 if source.kind == "categorical" else 1 if name == "glo-30" else 12
     shape = (frames, cells, cells)
     if source.kind == "categorical":
-        codes = rng.choice([*source.classes, 99], shape).astype("uint8")
-        return scene(name, {"land_cover": codes}, gsd, first="2016-07-01", every=1826)
+        codes = rng.choice([*source.classes, 99], shape).astype("uint8")  # 99 is no class of any
+        return scene(name, {source.bands[0].name: codes}, gsd, first="2016-07-01", every=1826)
     values = {}
     for band in source.bands:
         usual = {"log": 0.2, "db": 0.1, "amplitude": 7000.0}.get(band.transform, band.mean)
@@ -274,7 +280,8 @@ def test_targets_hold_what_the_cube_holds_at_their_instant(whole: Cube, datasets
         source, made, target = SOURCES[name], datasets[name], batch.targets[name]
         times = made["time"].to_numpy().astype("datetime64[ms]").astype("int64")
         for sample in range(2):
-            at = 0 if name == "glo-30" else 1 if name == "nlcd" else times.tolist().index(target.time[sample, 0])
+            nearest = {1: 0, 2: 1}.get(len(times))  # of one map or two
+            at = times.tolist().index(target.time[sample, 0]) if nearest is None else nearest
             for index, band in enumerate(source.bands):
                 stored = made[band.name].to_numpy()[at].repeat(GSD.get(name, 30) // 10, 0)
                 stored = stored.repeat(GSD.get(name, 30) // 10, 1)[:SIDE, :SIDE]

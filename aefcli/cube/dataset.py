@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from aefcli import ledger
 from aefcli.cube.grid import shape_of
-from aefcli.cube.write import FORMAT, SLAB, Parts, Slab, Stack, Work, layers_of, write
+from aefcli.cube.write import FORMAT, SLAB, Part, Parts, Stack, Work, layers_of, write
 from aefcli.errors import BadInput, unknown
 from aefcli.extent import Period, Tile, tiles
 from aefcli.sources import SOURCES, WORDS, Source
@@ -80,10 +80,10 @@ def stack_of_dataset(source: Source, dataset: xr.Dataset) -> Stack:
     if source.quality is not None and source.quality.name not in dataset:
         layers.pop(source.quality.name)
 
-    def read(frames: np.ndarray, tile: Tile, threads: int) -> Slab:
+    def read(frames: np.ndarray, tile: Tile, threads: int) -> Iterator[Part]:
         rows, columns = tile.slices
-        part = dataset[extra].isel(time=frames, y=rows, x=columns)
-        return Slab({name: _stored(part[name].to_numpy(), name, *layers[name]) for name in extra})
+        cut = dataset[extra].isel(time=frames, y=rows, x=columns)
+        return (Part(name, _stored(cut[name].to_numpy(), name, *layers[name])) for name in extra)
 
     def per_band(name: str, default: Sequence[float]) -> np.ndarray:
         values = np.asarray(default, dtype="float64")
@@ -162,6 +162,6 @@ def fingerprint(stack: Stack) -> str:
         if name in stack.source.meta and any(values):  # without them the hash is the one it was before they existed
             sha.update(f"{name}{list(map(str, values))}".encode())
     for tile in tiles(shape_of(stack.grid), SLAB):
-        for values in stack.read(np.arange(len(stack.times)), tile, 1).values.values():
-            sha.update(np.ascontiguousarray(values).tobytes())
+        for part in stack.read(np.arange(len(stack.times)), tile, 1):
+            sha.update(np.ascontiguousarray(part.values).tobytes())
     return sha.hexdigest()

@@ -108,8 +108,7 @@ def _packed(stack: Stack, slabs: Sequence[tuple[int, Tile]], threads: int) -> _C
     """Read and pack slabs of one frame, as many at a time as a fetch reads windows."""
 
     def one(slab: tuple[int, Tile]) -> int:
-        frames = np.array(slab[:1])
-        return packed(stack, frames, stack.read(frames, slab[1], 1))
+        return packed(stack, np.array(slab[:1]), slab[1])
 
     began = time.monotonic()
     with ThreadPoolExecutor(threads) as pool:

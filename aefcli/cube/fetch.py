@@ -5,7 +5,7 @@ Sources: `sources.md`, `stores.md`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,7 @@ from aefcli.cube.frames import DECIDED, Frame, frames_of, is_doubtful, keep, off
 from aefcli.cube.grid import check_gsd, coarser, factor, grid_attrs, grid_from, grid_of
 from aefcli.cube.grow import FinishedCube
 from aefcli.cube.load import Loading, load
-from aefcli.cube.write import FORMAT, Parts, Progress, Slab, Stack, Work, Written, layers_of, reach, write
+from aefcli.cube.write import FORMAT, Part, Parts, Progress, Stack, Work, Written, layers_of, reach, write
 from aefcli.errors import BadInput, unknown
 from aefcli.extent import BBox, Period, Tile, to_ms
 from aefcli.sources import SOURCES, Band, Source
@@ -321,40 +321,37 @@ class Archive:
     loader: str
     mask: bool
 
-    def __call__(self, which: np.ndarray, tile: Tile, threads: int) -> Slab:
+    def __call__(self, which: np.ndarray, tile: Tile, threads: int) -> Iterator[Part]:
         frames, grid = [self.frames[index] for index in which], self.grid[tile.slices]
         if any(band.derived for band in self.source.bands):
-            return self._terrain(frames, grid, threads)
-        values, missing = {}, set()
+            yield from self._terrain(frames, grid, threads)
+            return
         for index, band in enumerate(self.source.bands):
             if any(frame.delivered[index] for frame in frames):
-                values[band.name], lost = self._load(frames, band, grid, threads)
-                missing |= lost
+                yield self._part(band, frames, grid, threads)
         if (quality := self.source.quality) is not None:
-            loading = Loading(self.loader, self.mask, threads)
-            values[quality.name], gone = load(
-                frames, quality.assets[0], quality.dtype, quality.nodata, "nearest", grid, loading
-            )
-            missing |= set(gone)
-        return Slab(values, tuple(sorted(missing)))
+            key, kind, nodata = quality.assets[0], quality.dtype, quality.nodata
+            values, missing = load(frames, key, kind, nodata, "nearest", grid, self._loading(threads))
+            yield Part(quality.name, values, tuple(missing))
 
-    def _load(self, frames: Sequence[Frame], band: Band, grid: GeoBox, threads: int) -> tuple[np.ndarray, set[str]]:
-        """A band (t, y, x), and the assets that were masked."""
-        having = next(item for frame in frames for item in frame.items if band.assets[0] in item.assets)
-        how = self.resampling or _resampling(having, band.assets[0], band.gsd, grid.resolution.x)
+    def _loading(self, threads: int) -> Loading:
+        return Loading(self.loader, self.mask, threads)
+
+    def _part(self, band: Band, frames: Sequence[Frame], grid: GeoBox, threads: int) -> Part:
+        key, kind, nodata = band.assets[0], self.source.dtype, self.source.nodata
+        having = next(item for frame in frames for item in frame.items if key in item.assets)
+        how = self.resampling or _resampling(having, key, band.gsd, grid.resolution.x)
         if self.source.kind == "categorical":
             how = "nearest"
-        loading = Loading(self.loader, self.mask, threads)
-        values, lost = load(frames, band.assets[0], self.source.dtype, self.source.nodata, how, grid, loading)
-        return values, set(lost)
+        values, missing = load(frames, key, kind, nodata, how, grid, self._loading(threads))
+        return Part(band.name, values, tuple(missing))
 
-    def _terrain(self, frames: Sequence[Frame], grid: GeoBox, threads: int) -> Slab:
-        """Elevation and what follows from it, with a cell of margin so that slabs meet without a seam."""
-        elevation, lost = self._load(frames, self.source.bands[0], grid.pad(1), threads)
-        each = [slope_and_aspect(height, grid.resolution.x) for height in elevation]
-        asked = {band.name for band in self.source.bands}
-        values = {name: np.stack([bands[name] for bands in each]) for name in each[0] if name in asked}
-        return Slab(values, tuple(sorted(lost)))
+    def _terrain(self, frames: Sequence[Frame], grid: GeoBox, threads: int) -> Iterator[Part]:
+        """Elevation and what follows from it, read with a cell of margin so that slabs meet without a seam."""
+        height = self._part(self.source.bands[0], frames, grid.pad(1), threads)
+        each = [slope_and_aspect(values, grid.resolution.x) for values in height.values]
+        for band in self.source.bands:
+            yield Part(band.name, np.stack([bands[band.name] for bands in each]), height.missing)
 
 
 def _resampling(item: pystac.Item, key: str, gsd: float, target: float) -> str:

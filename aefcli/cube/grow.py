@@ -7,7 +7,7 @@ what a fetch of everything at once would have written, byte by byte.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np
 from aefcli import ledger
 from aefcli.cube.dataset import check_nested, fingerprint, stack_of_dataset
 from aefcli.cube.grid import coarser, grid_from, shape_of
-from aefcli.cube.write import COLLECTION, Old, Parts, Reader, Slab, Stack, Work, chunk_files, chunks_of, write
+from aefcli.cube.write import COLLECTION, Old, Part, Parts, Reader, Stack, Work, chunk_files, chunks_of, write
 from aefcli.errors import BadInput, Damaged
 from aefcli.extent import Period, Tile
 from aefcli.sources import source as source_of
@@ -238,16 +238,17 @@ class _FromCube:
     def has(self, frames: np.ndarray) -> np.ndarray:
         return np.array([self.places[frame] is not None for frame in frames], dtype=bool)
 
-    def __call__(self, frames: np.ndarray, tile: Tile, threads: int) -> Slab:
+    def __call__(self, frames: np.ndarray, tile: Tile, threads: int) -> Iterator[Part]:
+        return (Part(name, self.one(name, frames, tile)) for name in self.layers)
+
+    def one(self, name: str, frames: np.ndarray, tile: Tile) -> np.ndarray:
+        """One variable of frames that the cube has."""
         import zarr
 
         places = np.array([self.places[frame] for frame in frames], dtype="int64")
-        values = {}
-        for name in self.layers:
-            array = zarr.open_array(self.group / name, mode="r")
-            self._check(array, name, places, tile)
-            values[name] = np.asarray(array.oindex[(places, *tile.slices)])
-        return Slab(values)
+        array = zarr.open_array(self.group / name, mode="r")
+        self._check(array, name, places, tile)
+        return np.asarray(array.oindex[(places, *tile.slices)])
 
     def _check(self, array: zarr.Array, name: str, places: np.ndarray, tile: Tile) -> None:
         """A chunk that is not there would read as nodata."""
@@ -266,15 +267,24 @@ class _Joined:
     archive: Reader
     layers: Mapping[str, tuple[str, float]]
 
-    def __call__(self, frames: np.ndarray, tile: Tile, threads: int) -> Slab:
+    def __call__(self, frames: np.ndarray, tile: Tile, threads: int) -> Iterator[Part]:
         known = self.here.has(frames)
-        parts = [(known, self.here(frames[known], tile, threads))] if known.any() else []
-        parts += [(~known, self.archive(frames[~known], tile, threads))] if not known.all() else []
-        values = {}
-        for name, (dtype, nodata) in self.layers.items():
-            # What the archive gives has no weight yet: that follows from the rest.
-            values[name] = np.full((len(frames), *tile.shape), 1 if name == "weight" else nodata, dtype)
-            for which, slab in parts:
-                if name in slab.values:
-                    values[name][which] = slab.values[name]
-        return Slab(values, tuple(asset for _, slab in parts for asset in slab.missing))
+        left = dict(self.layers)
+        if not known.all():
+            for part in self.archive(frames[~known], tile, threads):
+                if left.pop(part.name, None):
+                    yield Part(part.name, self._whole(part.name, frames, known, tile, part.values), part.missing)
+        for name in left:
+            yield Part(name, self._whole(name, frames, known, tile, None))
+
+    def _whole(
+        self, name: str, frames: np.ndarray, known: np.ndarray, tile: Tile, fresh: np.ndarray | None
+    ) -> np.ndarray:
+        """One variable of all the frames. What the archive gives has no weight yet: that follows from the rest."""
+        dtype, nodata = self.layers[name]
+        values = np.full((len(frames), *tile.shape), 1 if name == "weight" else nodata, dtype)
+        if known.any() and name in self.here.layers:
+            values[known] = self.here.one(name, frames[known], tile)
+        if fresh is not None:
+            values[~known] = fresh
+        return values

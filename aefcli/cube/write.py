@@ -37,14 +37,15 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Slab:
-    """Some frames of one source over a tile: its variables (t, y, x) by name, and the assets that were masked."""
+class Part:
+    """One variable of some frames of a source over a tile, (t, y, x), and the assets that were masked in it."""
 
-    values: dict[str, np.ndarray]
+    name: str
+    values: np.ndarray
     missing: tuple[str, ...] = ()
 
 
-Reader = Callable[[np.ndarray, Tile, int], Slab]  # indices of frames, cells, threads
+Reader = Callable[[np.ndarray, Tile, int], Iterator[Part]]  # indices of frames, cells, threads
 
 
 @dataclass(frozen=True)
@@ -346,34 +347,58 @@ def _group(path: Path, stack: Stack) -> None:
 
 
 def write_slab(store: Path, stack: Stack, when: slice, tile: Tile, threads: int) -> tuple[list[Path], tuple[str, ...]]:
-    """Read one unit and write it; returns the chunk files, which the ledger hashes, and the assets masked."""
+    """Read one unit and write it; returns the chunk files, which the ledger hashes, and the assets masked.
+
+    A variable at a time: a whole slab in memory would be many times as much.
+    """
     import zarr
 
-    slab = stack.read(np.arange(when.start, when.stop), tile, threads)
-    values = {**slab.values, "weight": _weight(slab.values, stack.source, stack.delivered[when])}
-    files = []
-    for name, (_, nodata) in stack.layers.items():
+    files: list[Path] = []
+    missing: set[str] = set()
+
+    def put(name: str, values: np.ndarray | float) -> None:
         path = store / stack.source.name / name
         array = zarr.open_array(path, mode="r+").with_config({"write_empty_chunks": True})
-        # A band that none of these frames has is written all the same.
-        array[(when, *tile.slices)] = values.get(name, nodata)
-        files += chunk_files(path, array, (when, *tile.slices))
-    return files, slab.missing
+        array[(when, *tile.slices)] = values
+        files.extend(chunk_files(path, array, (when, *tile.slices)))
+
+    left = dict(stack.layers)
+    clear = Clear(stack.source, stack.delivered[when], tile.shape)
+    for part in stack.read(np.arange(when.start, when.stop), tile, threads):
+        clear.add(part)
+        missing |= set(part.missing)
+        if part.name != "weight" and part.name in left:
+            del left[part.name]
+            put(part.name, part.values)
+    put("weight", clear.weight())
+    for name, (_, nodata) in left.items():
+        if name != "weight":
+            put(name, nodata)  # a band that none of these frames has is written all the same
+    return sorted(files), tuple(sorted(missing))
 
 
-def packed(stack: Stack, frames: np.ndarray, slab: Slab) -> int:
-    """Bytes that a slab of these frames takes in a cube."""
+def packed(stack: Stack, frames: np.ndarray, tile: Tile) -> int:
+    """Bytes that some frames of a tile take in a cube: reads them."""
     import zarr
 
-    values = {**slab.values, "weight": _weight(slab.values, stack.source, stack.delivered[frames])}
+    shape = (len(frames), *tile.shape)
+    clear = Clear(stack.source, stack.delivered[frames], tile.shape)
+    variables: dict[str, Any] = {name: nodata for name, (_, nodata) in stack.layers.items()}
+    for part in stack.read(frames, tile, 1):
+        clear.add(part)
+        variables[part.name] = part.values
+    variables["weight"] = clear.weight()
     size = 0
     for name, (dtype, nodata) in stack.layers.items():
-        shape = (len(frames), *values["weight"].shape[1:])
-        memory = zarr.storage.MemoryStore()
         array = zarr.create_array(
-            memory, shape=shape, dtype=dtype, chunks=chunks_of(shape), compressors=_codecs(), fill_value=nodata
+            zarr.storage.MemoryStore(),
+            shape=shape,
+            dtype=dtype,
+            chunks=chunks_of(shape),
+            compressors=_codecs(),
+            fill_value=nodata,
         )
-        array[...] = values.get(name, nodata)
+        array[...] = variables[name]
         size += array.nbytes_stored()
     return size
 
@@ -385,22 +410,28 @@ def chunk_files(path: Path, array: zarr.Array, region: Sequence[slice]) -> list[
     return [path.joinpath("c", *map(str, index)) for index in grid]
 
 
-def _weight(slab: Mapping[str, np.ndarray], source: Source, delivered: np.ndarray) -> np.ndarray:
-    """uint8 (t, y, x): 1 where every band that the frame has was delivered and the product calls the pixel clear.
-
-    `delivered` (t, band) says which bands a frame has: a radar pass has one pair of polarisations or the other.
+class Clear:
+    """What says which pixels of some frames are clear: every band that a frame has was delivered, and the product calls
+    them clear. A radar pass has one pair of polarisations or the other: `delivered` (t, band) says which bands.
     """
-    each = [
-        valid(slab[band.name], source.nodata) | ~delivered[:, index, None, None]
-        for index, band in enumerate(source.bands)
-        if band.name in slab
-    ]
-    clear: np.ndarray = np.stack(each).all(axis=0) & np.asarray(delivered.any(axis=1))[:, None, None]
-    if "weight" in slab:
-        clear &= slab["weight"] > 0
-    if source.quality is not None and source.quality.name in slab:
-        clear &= source.quality.clear(slab[source.quality.name])
-    return clear.astype("uint8")
+
+    def __init__(self, source: Source, delivered: np.ndarray, shape: tuple[int, int]) -> None:
+        self.source, self.delivered = source, delivered
+        some = np.asarray(delivered.any(axis=1))[:, None, None]
+        self.pixels = np.broadcast_to(some, (len(delivered), *shape)).copy()
+
+    def add(self, part: Part) -> None:
+        for index, band in enumerate(self.source.bands):
+            if band.name == part.name:
+                self.pixels &= valid(part.values, self.source.nodata) | ~self.delivered[:, index, None, None]
+        if self.source.quality is not None and self.source.quality.name == part.name:
+            self.pixels &= self.source.quality.clear(part.values)
+        if part.name == "weight":
+            self.pixels &= part.values > 0
+
+    def weight(self) -> np.ndarray:
+        """uint8 (t, y, x): 1 clear, 0 not."""
+        return self.pixels.astype("uint8")
 
 
 def valid(stored: np.ndarray, nodata: float) -> np.ndarray:
