@@ -227,7 +227,7 @@ def plan(request: Request, attached: Container[str] = ()) -> dict[str, Any]:
         why = "".join(f"; {count} {reason}" for reason, count in dropped.items())
         if items:
             trimmed = [_trim(item, source, catalog) for item in sorted(items, key=lambda item: item.id)]
-            planned[name] = [_decided(item, source, check(request)) for item in trimmed]
+            planned[name] = [_decided(item, source, request) for item in trimmed]
             if why:
                 notes.append(f"{name}: left out{why}")
         else:
@@ -254,12 +254,13 @@ def _names(source: Source) -> dict[str, tuple[str, ...]]:
     return {names[0]: names for names in named}
 
 
-def _decided(item: pystac.Item, source: Source, grid: GeoBox) -> dict[str, Any]:
+def _decided(item: pystac.Item, source: Source, request: Request) -> dict[str, Any]:
     """The item as plain JSON; where only its pixels tell its offset, with what a coarse look at them says."""
     from odc.geo.geobox import GeoBox
 
     if source.name == "sentinel-2" and is_doubtful(item):
         key = source.bands[0].assets[0]
+        grid = check(request)
         look = GeoBox.from_bbox(grid.boundingbox, shape=_LOOK, crs=grid.crs)
         frame = frames_of([item], source)[0]
         numbers, _ = load([frame], key, source.dtype, source.nodata, "nearest", look, Loading(mask=True))
