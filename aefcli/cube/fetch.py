@@ -19,6 +19,8 @@ from aefcli.cube.frames import DECIDED, Frame, frames_of, is_doubtful, keep, off
 from aefcli.cube.grid import check_gsd, coarser, factor, grid_attrs, grid_from, grid_of
 from aefcli.cube.grow import FinishedCube
 from aefcli.cube.load import Loading, load
+from aefcli.cube.offsets import doubts
+from aefcli.cube.store import open_cube
 from aefcli.cube.write import FORMAT, Part, Parts, Progress, Stack, Work, Written, layers_of, reach, write
 from aefcli.errors import BadInput, unknown
 from aefcli.extent import BBox, Period, Tile, to_ms
@@ -158,7 +160,8 @@ def fetch(
             done = write(build, parts, work, progress, old)
     frames = {stack.source.name: len(stack.times) for stack in stacks}
     count = sum(map(len, items.values()))
-    return Fetched(out, frames, count, tuple(build.plan["notes"]), done.made, done.adopted, done.missing)
+    notes = [*build.plan["notes"], *(doubts(open_cube(out)) if done.made else [])]
+    return Fetched(out, frames, count, tuple(notes), done.made, done.adopted, done.missing)
 
 
 def _grows(
