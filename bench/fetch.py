@@ -135,7 +135,7 @@ class Run:
 
     def cells(self) -> tuple[str, ...]:
         sizes = (f"{amount / 2**20:,.0f}" for amount in (self.peak, self.served))
-        return (f"{self.seconds:.2f}", f"{self.cpu:.2f}", *sizes, f"{self.requests:,}")
+        return (f"{self.seconds:.2f}", f"{self.cpu:.2f}", *sizes, f"{self.requests:,.0f}")
 
 
 def middling(runs: list[Run]) -> Run:

@@ -8,17 +8,21 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import zarr
 from toys import YEAR, noise_inputs, toy_recipe
 
 from aefcli import recipe
 from aefcli.batch import Frames
+from aefcli.cube import open_cube
+from aefcli.extent import Tile
 from aefcli.model import Model
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from bench import decoders, encoder, measure, memory, periods, ragged, roofline
+from bench import decoders, encoder, fetch, measure, memory, periods, ragged, reader, roofline
 from bench.measure import Check, Result, Setting
 from bench.naive.model import Naive
 
@@ -91,6 +95,37 @@ def test_every_benchmark_runs_and_is_right(bench: object, capsys: pytest.Capture
     assert printed["ratios"] == dict(result.ratios)
     result.show(as_json=False)
     assert "yes" in capsys.readouterr().out
+
+
+def test_fetch_beside_others_runs_and_is_right(tmp_path: Path) -> None:
+    result = fetch.run(tmp_path, fetch.QUICK, repeats=1)
+    assert result.right, result.correct
+    assert set(result.ratios) == {"time", "memory", "rasterio", "once", "area"}
+    runs = result.notes["runs"]
+    assert set(runs) == {*fetch.KINDS, "1x", "8x"}
+    for figures in runs.values():
+        assert figures["peak"] > 50e6  # an interpreter and its libraries
+        assert figures["served"] > 0
+    assert runs["once"]["requests"] >= 2 * 6 * fetch.QUICK.dates  # every file
+    odc_store = tmp_path / "odc-0"
+    red = zarr.open_array(odc_store / "red")
+    assert (red[:] == 0).any(), "nodata was compared"
+    red[0, 0, 0] += 1
+    assert fetch.differing(tmp_path / "ours-0", odc_store) == 1
+
+
+def test_reader_beside_others_runs_and_is_right(tmp_path: Path) -> None:
+    result = reader.run(tmp_path, reader.QUICK, repeats=1)
+    assert result.right, result.correct
+    assert set(result.correct) == {"ours", "one-frame", "tensorstore", "zarr"}
+    windows = reader.corners(reader.QUICK)
+    readers = reader.readers_of(open_cube(tmp_path / "cube.zarr"), tmp_path / "again.zarr")
+
+    def off(tile: Tile) -> tuple[np.ndarray, np.ndarray]:
+        values, weight = readers["ours"](tile)
+        return values, 1 - weight
+
+    assert reader.differing(readers["tensorstore"], off, windows) == len(windows) * 5 * 64 * 64
 
 
 def test_three_fifths_of_the_slots_are_empty_and_no_site_is() -> None:

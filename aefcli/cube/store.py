@@ -40,14 +40,14 @@ class CubeSource:
 
         Coarser sources are repeated up to the cube's spacing. The tile lies inside the cube.
         """
-        *stored, weight = self._over(tile, frames, (*self.bands, "weight"))
+        *stored, weight = self.variables(tile, frames, (*self.bands, "weight"))
         return np.stack(stored, axis=1), weight
 
     def clear(self, tile: Tile, frames: np.ndarray) -> np.ndarray:
         """The weight alone (t h w)."""
-        return self._over(tile, frames, ("weight",))[0]
+        return self.variables(tile, frames, ("weight",))[0]
 
-    def _over(self, tile: Tile, frames: np.ndarray, names: Sequence[str]) -> list[np.ndarray]:
+    def variables(self, tile: Tile, frames: np.ndarray, names: Sequence[str]) -> list[np.ndarray]:
         """Some variables (t h w) over the cube's pixels of a tile."""
         times = self.factor
         cells = Tile(tile.top // times, tile.left // times, -(-tile.bottom // times), -(-tile.right // times))
@@ -59,7 +59,7 @@ class CubeSource:
         return [values[:, rows[:, None], columns] for values in found]
 
 
-def _select(arrays: Sequence[zarr.Array | np.ndarray], frames: np.ndarray, tile: Tile) -> list[np.ndarray]:
+def _select(arrays: Sequence[Any], frames: np.ndarray, tile: Tile) -> list[np.ndarray]:
     """Some frames of a tile from each array, on disk or in memory."""
     if all(isinstance(array, np.ndarray) for array in arrays):
         return [np.asarray(array[(frames, *tile.slices)]) for array in arrays]
