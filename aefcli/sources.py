@@ -52,11 +52,11 @@ class Quality:
     cloud_bits: tuple[int, ...] = ()
 
     def clear(self, layer: np.ndarray) -> np.ndarray:
-        """True where the product calls the pixel clear; same shape as `layer`, any integer dtype."""
+        """True where the product calls the pixel clear; same shape as `layer`, of unsigned integers."""
         import numpy as np
 
         if self.clear_values:
-            return np.isin(layer, self.clear_values)
+            return np.isin(np.arange(np.iinfo(layer.dtype).max + 1), self.clear_values)[layer]
         return (layer & sum(1 << bit for bit in self.cloud_bits)) == 0
 
 

@@ -207,12 +207,29 @@ def clear_shares(source: CubeSource, workers: int = 4) -> list[float]:
 
     def count(block: tuple[slice, Tile]) -> tuple[slice, np.ndarray]:
         when, tile = block
-        return when, np.asarray(weight[(when, *tile.slices)]).sum(axis=(1, 2), dtype=np.int64)
+        return when, cells(weight, np.arange(when.start, when.stop), tile).sum(axis=(1, 2), dtype=np.int64)
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
         for when, clear in pool.map(count, _blocks(weight)):
             counts[when] += clear
     return [float(share) for share in counts / max(1, weight.shape[1] * weight.shape[2])]
+
+
+def cells(array: Any, frames: np.ndarray, tile: Tile) -> np.ndarray:
+    """Some frames (t, y, x) of a window of one of a source's arrays, on the source's own cells.
+
+    Raises Damaged where a chunk on disk is missing or is not what it claims to be.
+    """
+    from aefcli.cube import chunks
+
+    if isinstance(array, np.ndarray):
+        return array[(frames, *tile.slices)]
+    files = chunks.Chunks.of(array)
+    if files is None:
+        return np.asarray(array.oindex[(frames, *tile.slices)])
+    out = np.empty((len(frames), *tile.shape), array.dtype)
+    chunks.read([files], frames, tile, [out])
+    return out
 
 
 def _blocks(array: Any) -> Iterator[tuple[slice, Tile]]:

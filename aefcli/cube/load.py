@@ -58,39 +58,40 @@ def load(
     loaders = {"odc": _odc, "stackstac": _stackstac}
     if loading.loader not in loaders:
         raise unknown("loader", loading.loader, loaders)
-    out = np.full((len(frames), *grid.shape), nodata, dtype=dtype)
     having = [at for at, frame in enumerate(frames) if any(key in item.assets for item in frame.items)]
     if not having:
-        return out, []
+        return np.full((len(frames), *grid.shape), nodata, dtype=dtype), []
     layers = [[item for item in frames[at].items if key in item.assets] for at in having]
     names: dict[str, list[str]] = {}
     for item in (item for items in layers for item in items):
         names.setdefault(item.assets[key].href, []).append(item.id)
     reads = Reads(loading.mask)
     try:
-        lazy = loaders[loading.loader](_Layers(layers, key, dtype, nodata, how, grid), reads)
-        out[having] = lazy.compute(scheduler="threads", num_workers=loading.threads)
+        found = loaders[loading.loader](_Layers(layers, key, dtype, nodata, how, grid), reads, loading.threads)
     except Unreadable as error:
         raise RemoteFailed(
             f"cannot read {key} of {', '.join(names[error.uri])}: {error}", "run the same command again"
         ) from error
     finally:
         reads.stop.set()  # whoever still waits for an answer has nobody to give it to
-    return out, sorted(f"{name}/{key}" for uri in reads.gone for name in names[uri])
+    if len(having) < len(frames):
+        some, found = found, np.full((len(frames), *grid.shape), nodata, dtype=dtype)
+        found[having] = some
+    return found, sorted(f"{name}/{key}" for uri in reads.gone for name in names[uri])
 
 
-def _odc(layers: _Layers, reads: Reads) -> Any:
-    """A lazy array (layers, y, x)."""
+def _odc(layers: _Layers, reads: Reads, threads: int) -> np.ndarray:
+    """An array (layers, y, x)."""
     import odc.stac
 
     from aefcli.cube.read import Driver
 
     position = {item.id: at for at, items in enumerate(layers.items) for item in items}
-    lazy = odc.stac.load(
-        [item for items in layers.items for item in items],
+    loaded = odc.stac.load(
+        [_with_one(item, layers.key) for items in layers.items for item in items],
         bands=[layers.key],
         geobox=layers.grid,
-        chunks={},
+        pool=threads,
         groupby=lambda item, parsed, index: position[item.id],
         preserve_original_order=True,  # the first valid pixel wins, in the order of the items
         resampling=layers.how,
@@ -98,10 +99,20 @@ def _odc(layers: _Layers, reads: Reads) -> Any:
         nodata=layers.nodata,
         driver=Driver(reads),
     )
-    return lazy[layers.key].data
+    return np.asarray(loaded[layers.key].data)
 
 
-def _stackstac(layers: _Layers, reads: Reads) -> Any:
+def _with_one(item: pystac.Item, key: str) -> pystac.Item:
+    """The item with one asset: odc-stac parses all that it finds, for each slab and band."""
+    import pystac
+
+    document = {**item.to_dict(include_self_link=False, transform_hrefs=False), "links": [], "assets": {}}
+    lean = pystac.Item.from_dict(document)
+    lean.assets = {key: item.assets[key]}
+    return lean
+
+
+def _stackstac(layers: _Layers, reads: Reads, threads: int) -> np.ndarray:
     """The same array. stackstac is told everything: what it would make out by itself comes out wrong (`sources.md`)."""
     import dask.array as da
     import stackstac
@@ -134,7 +145,8 @@ def _stackstac(layers: _Layers, reads: Reads) -> Any:
     ends = np.cumsum([len(items) for items in layers.items])
     parts = [stack[end - len(items) : end].data for items, end in zip(layers.items, ends, strict=True)]
     front = partial(_front, nodata=layers.nodata)
-    return da.stack([part.rechunk({0: -1}).map_blocks(front, dtype=dtype, drop_axis=0) for part in parts])
+    lazy = da.stack([part.rechunk({0: -1}).map_blocks(front, dtype=dtype, drop_axis=0) for part in parts])
+    return np.asarray(lazy.compute(scheduler="threads", num_workers=threads))
 
 
 def _front(layers: np.ndarray, nodata: float) -> np.ndarray:

@@ -109,7 +109,7 @@ def fetch(uri: str, start: int, stop: int, halt: threading.Event) -> tuple[bytes
         except AefError as error:
             raise Unreadable(uri, f"it redirects: {error.what}") from error
         except (_Fault, requests.RequestException) as error:
-            fault = error if isinstance(error, _Fault) else _Fault(_short(error))
+            fault = error if isinstance(error, _Fault) else _Fault(_short(error), _kind(error))
             if fault.kind == "refused" and not refused and _signer(uri):
                 refused = True
                 continue
@@ -174,6 +174,13 @@ def _asked_to_wait(text: str) -> float:
         return max(0.0, (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds())
     except (ValueError, TypeError):
         return 0.0
+
+
+def _kind(error: BaseException) -> Literal["again", "final"]:
+    """Whether it may go better next time: not where whoever signs addresses says no."""
+    answer = error.response if isinstance(error, requests.HTTPError) else None
+    refused = answer is not None and 400 <= answer.status_code < 500 and answer.status_code not in (408, 425, 429)
+    return "final" if refused else "again"
 
 
 def _short(error: BaseException) -> str:

@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 FORMAT = "datacube/1"
 COLLECTION = "aef:collection"  # attribute of a group
 CHUNK = (32, 128, 128)  # frames, rows, columns: training reads patches through all time
-SLAB = 512  # side of a unit of work: whole chunks, and about one block of a remote COG
+SLAB = (
+    1024  # side of a unit of work: whole chunks. Blocks of 512 off the cube's grid are read 2.7 times at 512, 1.6 here
+)
 
-IN_FLIGHT = 2  # units at a time in one process: while one is packed and flushed to disk the other is read
 
 Progress = Callable[[int, int], None]
 
@@ -173,13 +174,13 @@ def made(
 def _executor(work: Work) -> Iterator[tuple[Executor, int]]:
     """What runs units, and how many at a time. After an error nobody waits for the rest."""
     if work.dask is None:
-        with _abandoned(ThreadPoolExecutor(IN_FLIGHT)) as pool:
-            yield pool, IN_FLIGHT if work.threads > 1 else 1
+        with _abandoned(ThreadPoolExecutor(1)) as pool:
+            yield pool, 1
         return
     with _client(work) as client:
         count = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
         with _abandoned(client.get_executor(pure=False, retries=3)) as pool:
-            yield pool, IN_FLIGHT * count
+            yield pool, 2 * count  # one at work and one waiting on each
 
 
 @contextmanager
@@ -223,7 +224,7 @@ def _client(work: Work) -> Iterator[Any]:
     # A worker may die as often as it likes: whoever comes after makes its unit again.
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 100}),
-        LocalCluster(n_workers=int(work.dask), threads_per_worker=IN_FLIGHT, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=int(work.dask), threads_per_worker=1, dashboard_address=None) as cluster,
         Client(cluster) as client,
     ):
         yield client
@@ -258,7 +259,11 @@ def close(path: Path, missing: Sequence[str]) -> None:
 def units_of(stacks: Sequence[Stack]) -> dict[str, tuple[Stack, slice, Tile]]:
     """All units of work by their names."""
     return {
-        f"{stack.source.name}/{when.start}/{tile.top}/{tile.left}": (stack, when, tile)
+        f"{stack.source.name}/{when.start}-{when.stop}/{tile.top}-{tile.bottom}/{tile.left}-{tile.right}": (
+            stack,
+            when,
+            tile,
+        )
         for stack in stacks
         for when, tile in _units(stack)
     }
@@ -349,31 +354,34 @@ def _group(path: Path, stack: Stack) -> None:
 def write_slab(store: Path, stack: Stack, when: slice, tile: Tile, threads: int) -> tuple[list[Path], tuple[str, ...]]:
     """Read one unit and write it; returns the chunk files, which the ledger hashes, and the assets masked.
 
-    A variable at a time: a whole slab in memory would be many times as much.
+    A variable at a time, one being written while the next is read: a whole slab would be many times as much memory.
     """
     import zarr
 
-    files: list[Path] = []
     missing: set[str] = set()
 
-    def put(name: str, values: np.ndarray | float) -> None:
+    def put(name: str, values: np.ndarray | float) -> list[Path]:
         path = store / stack.source.name / name
         array = zarr.open_array(path, mode="r+").with_config({"write_empty_chunks": True})
         array[(when, *tile.slices)] = values
-        files.extend(chunk_files(path, array, (when, *tile.slices)))
+        return chunk_files(path, array, (when, *tile.slices))
 
-    left = dict(stack.layers)
+    left: dict[str, np.ndarray | float] = {name: nodata for name, (_, nodata) in stack.layers.items()}
     clear = Clear(stack.source, stack.delivered[when], tile.shape)
-    for part in stack.read(np.arange(when.start, when.stop), tile, threads):
-        clear.add(part)
-        missing |= set(part.missing)
-        if part.name != "weight" and part.name in left:
-            del left[part.name]
-            put(part.name, part.values)
-    put("weight", clear.weight())
-    for name, (_, nodata) in left.items():
-        if name != "weight":
-            put(name, nodata)  # a band that none of these frames has is written all the same
+    with ThreadPoolExecutor(1) as pool:
+        done: list[Future[list[Path]]] = []
+        for part in stack.read(np.arange(when.start, when.stop), tile, threads):
+            if done:
+                done[-1].result()  # no more than two variables in memory
+            missing |= set(part.missing)
+            if part.name != "weight" and part.name in left:
+                del left[part.name]
+                done.append(pool.submit(put, part.name, part.values))
+            clear.add(part)
+        left["weight"] = clear.weight()
+        # A band that none of these frames has is written all the same.
+        files = [file for future in done for file in future.result()]
+        files += [file for name, values in left.items() for file in put(name, values)]
     return sorted(files), tuple(sorted(missing))
 
 
@@ -421,17 +429,18 @@ class Clear:
         self.pixels = np.broadcast_to(some, (len(delivered), *shape)).copy()
 
     def add(self, part: Part) -> None:
-        for index, band in enumerate(self.source.bands):
-            if band.name == part.name:
-                self.pixels &= valid(part.values, self.source.nodata) | ~self.delivered[:, index, None, None]
-        if self.source.quality is not None and self.source.quality.name == part.name:
-            self.pixels &= self.source.quality.clear(part.values)
-        if part.name == "weight":
-            self.pixels &= part.values > 0
+        names = [band.name for band in self.source.bands]
+        for frame, values in enumerate(part.values):  # one by one, to be sparing with memory
+            if part.name in names and self.delivered[frame, names.index(part.name)]:
+                self.pixels[frame] &= valid(values, self.source.nodata)
+            if self.source.quality is not None and self.source.quality.name == part.name:
+                self.pixels[frame] &= self.source.quality.clear(values)
+            if part.name == "weight":
+                self.pixels[frame] &= values > 0
 
     def weight(self) -> np.ndarray:
         """uint8 (t, y, x): 1 clear, 0 not."""
-        return self.pixels.astype("uint8")
+        return self.pixels.view("uint8")
 
 
 def valid(stored: np.ndarray, nodata: float) -> np.ndarray:
