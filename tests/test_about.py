@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
-from test_cli import Aef, aef
+from conftest import Aef
 from toys import YEAR, made_up_cube
 
 from aefcli.cube import Cube, open_cube, write_cube
@@ -19,7 +19,6 @@ from aefcli.cube.about import CLEAR_LOOK, GAP_DAYS, about, clear_shares
 from aefcli.extent import Period
 from aefcli.sources import SOURCES
 
-__all__ = ["aef"]  # the fixture
 START = np.datetime64("2023-01-01", "ms")
 
 

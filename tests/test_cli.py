@@ -7,12 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import geopandas
 import numpy as np
 import pytest
 from conftest import Aef
-from toys import made_up_cube, toy_recipe
+from shapely.geometry import box
+from toys import YEAR, made_up_cube, toy_recipe
 
 from aefcli import checkpoint
+from aefcli.cli.app import app
+from aefcli.cube import write_cube
+
+COMMANDS = ["simulate", "fetch", "attach", "verify", "repair", "text", "train", "embed", "eval", "info", "plot"]
 
 
 @pytest.fixture(scope="session")
@@ -148,6 +154,26 @@ BAD = [
     (("fetch", "--bbix", "1,2,3,4"), "--bbox"),
     (("fetch", "--stac", "nonsense.json"), "--bbox"),
     (fetch(workers="0"), "workers"),
+    (fetch(bbox=""), "four numbers"),
+    (fetch(dask="0"), "--dask 0"),
+    *((fetch(**{"max-bytes": size}), size) for size in ("inf", "nan", "1e999GB", "-5GB", "20 apples")),
+    (fetch(**{"max-bytes": ""}), "no size"),
+    (fetch(out="s3://bucket/cube.zarr"), "no path on disk"),
+    (("simulate", "s3://bucket/world"), "no path on disk"),
+    (("text", "labels.csv", "--model", "occupied", "--out", "gs://bucket/text.parquet"), "no path on disk"),
+    (("train", "small.zarr", "--out", "s3://bucket/run"), "no path on disk"),
+    (("embed", "small.zarr", "--period", "2023", "--out", "s3://bucket/e.zarr"), "no path on disk"),
+    (("plot", "small.zarr", "--out", "s3://bucket/look.png"), "no path on disk"),
+    (("plot", "small.zarr", "--out", "look.jpg"), ".png"),
+    (("plot", "occupied"), "neither a cube"),
+    (("eval", "small.zarr", "--shots", ""), "--shots"),
+    (("eval", "small.zarr", "--shots", "²"), "--shots"),
+    (("verify", "none.zarr"), "none.zarr"),
+    (("repair", "none.zarr"), "none.zarr"),
+    (("attach", "none.zarr", "labels.csv", "--source", "gedi"), "none.zarr"),
+    (("attach", "small.zarr", "labels.csv", "--source", "gedi", "--pass", "up"), "ascending"),
+    (("attach", "small.zarr", "--source", "gedi"), "FILE"),
+    (("text", "none.csv", "--model", "occupied"), "none.csv"),
 ]
 
 
@@ -162,32 +188,99 @@ def test_bad_input_gets_one_line_and_exit_2_and_makes_nothing(
     assert err.count("\n") == 1, err
     assert err.startswith("aef: ")
     assert says in err
+    code, out, again = aef(*words, "--json")
+    document = json.loads(out)
+    assert (code, again, document["command"], document["status"]) == (2, err, words[0], "error")
+    assert document["error"]["code"] == 2
+    assert err.startswith(f"aef: {document['error']['what']}")
     assert sorted(stage.rglob("*")) == before
 
 
-def test_errors_as_json(aef: Aef) -> None:
-    code, out, err = aef("eval", "--json")
+@pytest.mark.parametrize(
+    ("end", "code", "says"),
+    [
+        ("1 / 0", 1, "ZeroDivisionError"),
+        ("signal.raise_signal(signal.SIGINT)", 130, "SIGINT"),
+        ("signal.raise_signal(signal.SIGTERM)", 143, "SIGTERM"),
+    ],
+)
+def test_an_end_that_is_nobodys_mistake_has_its_document_too(end: str, code: int, says: str) -> None:
+    probe = (
+        "import signal, sys; sys.argv = ['aef', 'end', '--json']\n"
+        "from aefcli import cli\n"
+        "@cli.app.app.command()\n"
+        f"def end(json_: cli.app.Json = False) -> None: {end}\n"
+        "cli.main()"
+    )
+    ran = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
+    document = json.loads(ran.stdout)
+    assert (ran.returncode, document["command"], document["status"]) == (code, "end", "error")
+    assert document["error"]["code"] == code
+    assert says in document["error"]["what"]
+    assert ("Traceback" in ran.stderr) == (code == 1)
+
+
+# --- -q and --json ----------------------------------------------------------------------------------------------------
+
+
+def test_quiet_prints_the_outputs_and_nothing_where_there_are_none(world: Path, aef: Aef) -> None:
+    line = ("fetch", "--stac", str(world / "catalog.json"))
+    place = ("--bbox", bbox_of(world), "--period", "2023-06", "--source", "landsat", "--gsd", "60")
+    assert aef(*line, "--list", "-q") == (0, "", "")
+    assert aef(*line, *place, "--dry-run", "-q") == (0, "", "")
+    assert aef(*line, *place, "-q") == (0, "cube.zarr\n", "")
+    assert aef("info", "cube.zarr", "-q") == (0, "", "")
+    for command in ("verify", "repair"):
+        assert aef(command, "cube.zarr", "-q") == (0, "cube.zarr\n", "")
+    assert aef("plot", "cube.zarr", "-q") == (0, "cube.png\n", "")
+
+
+def test_several_areas_are_one_object_or_a_line_each(world: Path, aef: Aef, tmp_path: Path) -> None:
+    west, south, east, north = map(float, bbox_of(world).split(","))
+    middle = (west + east) / 2
+    halves = {"west": box(west, south, middle, north), "east": box(middle, south, east, north)}
+    table = geopandas.GeoDataFrame({"id": list(halves)}, geometry=list(halves.values()), crs=4326)
+    table.to_file(tmp_path / "halves.geojson", driver="GeoJSON")
+    line = ("fetch", "--stac", str(world / "catalog.json"), "--area", "halves.geojson", "--period", "2023-06")
+    line = (*line, "--source", "landsat", "--gsd", "60")
+    paths = ["cubes/west.zarr", "cubes/east.zarr"]
+    code, out, err = aef(*line, "--dry-run", "--json")
+    planned = json.loads(out)
+    assert (code, planned["outputs"], list(planned["cubes"])) == (0, [], paths), err
+    code, out, err = aef(*line, "--json")
     document = json.loads(out)
-    assert code == 2
-    assert err.count("\n") == 1
-    assert (document["command"], document["status"], document["error"]["code"]) == ("eval", "error", 2)
-    assert "embeddings.zarr" in document["error"]["what"]
+    assert (code, document["command"], document["status"]) == (0, "fetch", "ok"), err
+    assert (document["outputs"], list(document["cubes"])) == (paths, paths)
+    for path, figures in document["cubes"].items():
+        assert figures["frames"] == planned["cubes"][path]["frames"]
+        assert figures["units_written"] > 0
+    assert aef(*line, "-q") == (0, "".join(f"{path}\n" for path in paths), "")
 
 
 def test_training_on_nothing_but_cloud_is_refused(aef: Aef, tmp_path: Path) -> None:
-    cube = made_up_cube(tmp_path / "cloud.zarr", side=48)
-    import zarr
+    import rioxarray  # noqa: F401 - adds .rio
+    import xarray as xr
 
-    for name in cube.sources:
-        array = zarr.open_array(cube.path / name / "weight", mode="r+")
-        array[...] = np.zeros(array.shape, "uint8")
+    axes, shape = ("time", "y", "x"), (12, 48, 48)
+    bands = {"B04": (axes, np.full(shape, 2000, "uint16")), "scl": (axes, np.full(shape, 9, "uint8"))}
+    time = np.datetime64("2023-01-05", "ms") + 30 * np.arange(12) * np.timedelta64(1, "D")
+    coords = {"time": time, "y": 5_000_000 - 10 * (np.arange(48) + 0.5), "x": 500_000 + 10 * (np.arange(48) + 0.5)}
+    cloud = xr.Dataset(bands, coords).rio.write_crs("EPSG:32633")
+    write_cube(tmp_path / "cloud.zarr", {"sentinel-2": cloud}, YEAR)
     (tmp_path / "toy.toml").write_text(toy_recipe().to_toml())
     code, _, err = aef("train", "cloud.zarr", "--recipe", "toy.toml")
     assert code == 2
     assert "no 32x32 px place with data" in err
 
 
-@pytest.mark.parametrize("command", ["", "simulate", "fetch", "train", "embed", "eval", "info"])
+def test_help_lists_every_command_in_the_order_of_a_users_day(aef: Aef) -> None:
+    code, out, _ = aef("--help")
+    listed = [line.split()[0] for line in out.partition("Commands:\n")[2].splitlines()]
+    assert (code, listed) == (0, COMMANDS)
+    assert len(app.registered_commands) == len(COMMANDS)
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_names_an_example_and_loads_nothing_heavy(command: str) -> None:
     probe = (
         "import sys; sys.argv = ['aef', *sys.argv[1:]]\n"
@@ -199,7 +292,7 @@ def test_help_names_an_example_and_loads_nothing_heavy(command: str) -> None:
     words = [word for word in (command, "--help") if word]
     ran = subprocess.run([sys.executable, "-c", probe, *words], capture_output=True, text=True, check=True)
     assert ran.stdout.splitlines()[-1] == "[]"
-    assert not command or f"Example: aef {command}" in ran.stdout
+    assert not command or all(part in ran.stdout for part in (f"Example: aef {command}", "--json", "-q, --quiet"))
 
 
 PARTS = ["total", "stem", "space", "time", "precision", "exchange", "summary", "decoders"]

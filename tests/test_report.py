@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Aef
 from PIL import Image
 from test_about import dataset
-from test_cli import Aef, aef
 from toys import YEAR, made_up_cube
 
 from aefcli import report
@@ -19,8 +19,6 @@ from aefcli.cube import open_cube, write_cube
 from aefcli.extent import Tile
 from aefcli.field import create, finish, quantise, write
 from aefcli.report import cube as drawing
-
-__all__ = ["aef"]  # the fixture
 
 
 def pixels(path: Path) -> np.ndarray:

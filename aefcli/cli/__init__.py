@@ -1,0 +1,16 @@
+"""The command line: parse, call, print.
+
+    app       what all commands share: the Typer app, common options, printing, errors and exit codes
+    cubes     simulate, fetch, attach, verify, repair
+    models    text, train, embed
+    scores    eval
+    show      info, plot
+
+A command stands beside the helpers that it alone uses.
+"""
+
+# The order of these imports is the order of the commands in `aef --help`: that of a user's day.
+from aefcli.cli import cubes, models, scores, show
+from aefcli.cli.app import main
+
+__all__ = ["cubes", "main", "models", "scores", "show"]

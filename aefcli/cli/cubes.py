@@ -1,0 +1,335 @@
+"""The commands that make and keep cubes: simulate, fetch, attach, verify, repair."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from aefcli.cli.app import (
+    CUBE_HINT,
+    Json,
+    Overwrite,
+    Quiet,
+    Result,
+    Seed,
+    app,
+    bar,
+    cores,
+    lines,
+    must_exist,
+    note,
+    on_disk,
+)
+from aefcli.errors import BadInput, Damaged, unknown
+from aefcli.extent import BBox, Period
+
+if TYPE_CHECKING:
+    from aefcli.cube import Estimate, Request, Work
+
+Workers = Annotated[int | None, typer.Option("--workers", help="Reads at a time.", min=1)]
+
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+@app.command(epilog="Example: aef simulate world --seed 1 --sites 16")
+def simulate(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the archive.")],
+    seed: Seed = 0,
+    sites: Annotated[int, typer.Option("--sites", help="Number of sites, each with its own land.")] = 36,
+    size: Annotated[int, typer.Option("--size", help="Side of a site in pixels of 10 m.")] = 64,
+    years: Annotated[str, typer.Option("--years", help="2023 or 2022:2023.")] = "2023",
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> Result:
+    """Make a static STAC catalog of a made-up landscape, with labels: OUT/catalog.json, OUT/labels.parquet."""
+    first, last = _years(years)
+    on_disk("OUT", out)
+    from aefcli.simulate import simulate as make
+
+    with bar("simulating") as progress:
+        world = make(out, seed=seed, sites=sites, size=size, years=(first, last), progress=progress)
+    bbox = ",".join(f"{value:.4f}" for value in world.bbox)
+    catalog = out / world.catalog.name
+    note(f"next: aef fetch --stac {catalog} --bbox {bbox} --period {years}")
+    figures = {"bbox": list(world.bbox), "items": world.items, "points": world.points}
+    return Result("simulate", [catalog], figures, beside=[out / world.labels.name])
+
+
+def _years(text: str) -> tuple[int, int]:
+    first, _, last = text.partition(":")
+    try:
+        return int(first), int(last or first)
+    except ValueError as error:
+        raise BadInput(f"--years {text!r} is not a year or two", "use 2023 or 2022:2023") from error
+
+
+@app.command(epilog="Example: aef fetch --stac earth-search --bbox 15.0,45.95,15.1,46.05 --period 2023-01:2023-12")
+def fetch(
+    stac: Annotated[str, typer.Option("--stac", help="earth-search, planetary-computer, an API's URL, or a catalog.")],
+    bbox: Annotated[str | None, typer.Option("--bbox", help="W,S,E,N in degrees.")] = None,
+    area: Annotated[
+        Path | None, typer.Option("--area", help="GeoJSON or GeoPackage; of several polygons a cube each.")
+    ] = None,
+    like: Annotated[Path | None, typer.Option("--like", help="A raster or cube whose grid the cube shares.")] = None,
+    period: Annotated[
+        str | None, typer.Option("--period", help="2023, 2023-08, 2023-01:2023-12 (both ends included).")
+    ] = None,
+    source: Annotated[list[str] | None, typer.Option("--source", help="Only these sources; repeat.")] = None,
+    collection: Annotated[
+        list[str] | None, typer.Option("--collection", help="SOURCE=ID: another collection; repeat.")
+    ] = None,
+    band: Annotated[list[str] | None, typer.Option("--band", help="Of the sources that have it only these.")] = None,
+    max_cloud: Annotated[
+        float | None, typer.Option("--max-cloud", help="Per cent of an item that may be cloud.")
+    ] = None,
+    gsd: Annotated[float, typer.Option("--gsd", help="Spacing of the cube in metres.")] = 10.0,
+    crs: Annotated[str | None, typer.Option("--crs", help="A CRS in metres; by default the box's UTM zone.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The cube (cube.zarr), or the folder of several (cubes).")
+    ] = None,
+    resampling: Annotated[str | None, typer.Option("--resampling", help="nearest or bilinear, for all bands.")] = None,
+    loader: Annotated[str, typer.Option("--loader", help="odc or stackstac.")] = "odc",
+    on_missing: Annotated[str, typer.Option("--on-missing", help="A file that is gone: fail, or mask it.")] = "fail",
+    list_: Annotated[bool, typer.Option("--list", help="Only show what the catalog has for each source.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be read and written.")] = False,
+    max_bytes: Annotated[str | None, typer.Option("--max-bytes", help="Refuse to write more, as in 20GB.")] = None,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Search again; append what is new.")] = False,
+    workers: Workers = None,
+    dask: Annotated[
+        str | None, typer.Option("--dask", help="Work on a cluster: a scheduler's address, or a number of processes.")
+    ] = None,
+    overwrite: Overwrite = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> Result:
+    """Search a STAC catalog and write what it has of a place and a period as a Zarr datacube."""
+    if list_:
+        return _listing(stac)
+    if len([given for given in (bbox, area, like) if given is not None]) != 1:
+        raise BadInput("one of --bbox, --area and --like says where", "give exactly one")
+    if period is None:
+        raise BadInput("--period is missing", "use 2023, 2023-08 or 2023-01:2023-12")
+    box, when = BBox.parse(bbox) if bbox is not None else None, _past(Period.parse(period))
+    most = _bytes(max_bytes) if max_bytes is not None else None
+    chosen = _pairs("--collection", collection or [])
+    on_disk("--out", out)
+    if dask is not None and dask.isdecimal() and int(dask) == 0:
+        raise BadInput(f"--dask {dask} is no cluster", "give processes from 1, or a scheduler's address")
+    from aefcli import cube
+
+    def request(place: BBox, **more: Any) -> cube.Request:
+        return cube.Request(
+            stac,
+            place,
+            when,
+            tuple(source or ()),
+            more.pop("gsd", gsd),
+            crs,
+            resampling,
+            collections=chosen,
+            bands=tuple(band or ()),
+            max_cloud=max_cloud,
+            loader=loader,
+            on_missing=on_missing,
+            **more,
+        )
+
+    if like:
+        grid = cube.grid_like(like)
+        asked = {out or Path("cube.zarr"): request(cube.outline(grid), grid=grid, gsd=grid.resolution.x)}
+    elif area:
+        found = cube.areas(area)
+        folder = out or Path("cubes")
+        names = {name: folder / f"{name}.zarr" if len(found) > 1 else out or Path("cube.zarr") for name in found}
+        asked = {names[name]: request(place, area=outline) for name, (place, outline) in found.items()}
+    else:
+        assert box is not None
+        asked = {out or Path("cube.zarr"): request(box)}
+    for each in asked.values():
+        cube.check(each)
+    work = cube.Work(workers or cores(), dask)
+    if dry_run or most is not None:
+        estimates = {path: cube.estimate(each, path, work) for path, each in asked.items()}
+        if dry_run:
+            return _planned(estimates)
+        total = sum(found.bytes_written for found in estimates.values())
+        if most is not None and total > most:
+            raise BadInput(f"the cube would take about {_size(total)}, over --max-bytes {max_bytes}", "ask for less")
+    results = [_fetched(path, each, work, overwrite, refresh) for path, each in asked.items()]
+    if len(results) == 1:
+        return results[0]
+    figures = {"cubes": {str(path): one.figures for path, one in zip(asked, results, strict=True)}}
+    return Result("fetch", list(asked), figures)
+
+
+def _past(period: Period) -> Period:
+    if period.start > time.time() * 1000:
+        raise BadInput(f"--period {period} begins in the future", "archives hold what was measured")
+    return period
+
+
+def _pairs(option: str, given: Sequence[str]) -> dict[str, str]:
+    """SOURCE=VALUE, each source once."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value) or name in found:
+            raise BadInput(
+                f"{option} {text!r} is not SOURCE=ID, each source once", f"as in {option} landsat=landsat-c2-l2"
+            )
+        found[name] = value
+    return found
+
+
+def _bytes(text: str) -> int:
+    number = text.strip().upper().rstrip("KMGTB")
+    unit = text.strip().upper()[len(number) :]
+    hint = "as in 500MB or 20GB"
+    try:
+        count = int(float(number) * _UNITS[unit])
+    except (KeyError, ValueError, OverflowError) as error:
+        raise BadInput(f"--max-bytes {text!r} is no size", hint) from error
+    if count < 0:
+        raise BadInput(f"--max-bytes {text!r} is below 0", hint)
+    return count
+
+
+def _fetched(path: Path, request: Request, work: Work, overwrite: bool, refresh: bool) -> Result:
+    from aefcli import cube
+
+    with bar("fetching") as progress:
+        done = cube.fetch(request, path, work=work, overwrite=overwrite, refresh=refresh, progress=progress)
+    note(*done.notes)
+    if done.missing:
+        shown = ", ".join(done.missing[:3]) + (" ..." if len(done.missing) > 3 else "")
+        note(f"masked: {len(done.missing)} assets that are not there: {shown}")
+    counts = ", ".join(f"{name} {count}" for name, count in done.frames.items())
+    note(f"{done.items} items in frames: {counts}" if done.written + done.adopted else f"already complete: {counts}")
+    figures = {
+        "frames": done.frames,
+        "items": done.items,
+        "units_written": done.written,
+        "units_adopted": done.adopted,
+        "missing": list(done.missing),
+        "notes": list(done.notes),
+    }
+    return Result("fetch", [done.path], figures)
+
+
+def _listing(stac: str) -> Result:
+    """What a catalog has for each source."""
+    from rich.table import Table
+
+    from aefcli.stac import open_catalog
+
+    offers = open_catalog(stac).listing()
+    table = Table()
+    for column in ("source", "collection", "others", "note"):
+        table.add_column(column)
+    for offer in offers:
+        others = ", ".join(name for name in offer.collections if name != offer.default)
+        table.add_row(offer.source, offer.default, others, offer.note)
+    figures = [{**vars(offer), "collections": list(offer.collections)} for offer in offers]
+    return Result("fetch", [], {"sources": figures}, lines(table))
+
+
+def _planned(estimates: Mapping[Path, Estimate]) -> Result:
+    """What fetches would read and write, a row each."""
+    from rich.table import Table
+
+    table = Table()
+    for column in ("cube", "items", "frames", "to read", "to write", "free", "time"):
+        table.add_column(column, justify="left" if column in ("cube", "frames") else "right")
+    for path, found in estimates.items():
+        frames = ", ".join(f"{name} {count}" for name, count in found.frames.items())
+        free, seconds = _size(found.bytes_free), _duration(found.seconds)
+        sizes = (_size(found.bytes_read), _size(found.bytes_written), free, seconds)
+        table.add_row(str(path), str(found.items), frames, *sizes)
+        note(*found.notes)
+    each = {str(path): found.as_dict() for path, found in estimates.items()}
+    figures = next(iter(each.values())) if len(each) == 1 else {"cubes": each}
+    return Result("fetch", [], figures, lines(table))
+
+
+def _size(count: float) -> str:
+    unit = next((unit for unit in ("TB", "GB", "MB", "KB") if count >= _UNITS[unit]), "")
+    return f"{count / _UNITS[unit]:.3g} {unit or 'bytes'}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+@app.command(epilog="Example: aef attach cube.zarr --source era5-land era5-2023.grib")
+def attach(
+    cube: Annotated[Path, typer.Argument(metavar="CUBE", help="The cube.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE", help="NetCDF, GRIB, HDF5, GeoTIFF, Zarr, Parquet or CSV.")
+    ],
+    source: Annotated[str, typer.Option("--source", help="What the files hold: era5-land, gedi, grace, nlcd ...")],
+    date: Annotated[
+        list[str] | None, typer.Option("--date", help="When they hold, if they do not say: one for all, or one each.")
+    ] = None,
+    heading: Annotated[str | None, typer.Option("--pass", help="Of radar: ascending or descending.")] = None,
+    look: Annotated[str | None, typer.Option("--look", help="Of radar: right or left.")] = None,
+    overwrite: Overwrite = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> Result:
+    """Put what files of another source have of a cube's ground and period into the cube."""
+    for name, said, known in (("--pass", heading, ("ascending", "descending")), ("--look", look, ("right", "left"))):
+        if said not in (None, *known):
+            raise unknown(name, str(said), known)
+    dates = tuple(Period.parse(text) for text in date or ())
+    must_exist([cube], CUBE_HINT)
+    from aefcli.attach import Told
+    from aefcli.attach import attach as put
+
+    done = put(cube, source, files, Told(dates, heading, look), overwrite=overwrite)
+    note(*done.notes)
+    what = "texts" if source == "text" else "frames"
+    note(f"{what} {'attached' if done.written else 'there already'}: {source} {done.count}")
+    figures = {"source": source, what: done.count, "written": done.written, "notes": list(done.notes)}
+    return Result("attach", [done.path], figures)
+
+
+@app.command(epilog="Example: aef verify cube.zarr")
+def verify(
+    store: Annotated[Path, typer.Argument(metavar="CUBE|FIELD", help="A cube or an embedding field.")],
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> Result:
+    """Hold every file of a cube or field to the hash that was written down when it was made."""
+    must_exist([store], "give a cube or a field")
+    from aefcli import ledger
+
+    faults, count = ledger.verify(store, cores())
+    note(*(f"{fault.what}: {fault.path}" for fault in faults))
+    if faults:
+        raise Damaged(f"{store}: {len(faults)} of {count} files are damaged or missing", f"aef repair {store}")
+    return Result("verify", [store], {"files": count}, [f"{store}: {count} files are as they were written"])
+
+
+@app.command(epilog="Example: aef repair cube.zarr")
+def repair(
+    cube: Annotated[Path, typer.Argument(metavar="CUBE", help="A cube that aef fetch made.")],
+    workers: Workers = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> Result:
+    """Fetch what is damaged or missing in a cube again."""
+    must_exist([cube], "give a cube")
+    from aefcli import cube as cubes
+
+    with bar("repairing") as progress:
+        done = cubes.repair(cube, cubes.Work(workers or cores()), progress)
+    if done.changed:
+        note(f"{len(done.changed)} of {done.units} units hold other bytes than before: the archive has changed")
+    figures = {"files": list(done.files), "units": done.units, "changed": list(done.changed)}
+    return Result("repair", [cube], figures, [f"{cube}: {len(done.files)} files mended"])
