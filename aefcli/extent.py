@@ -65,6 +65,8 @@ def _unit(text: str, whole: str) -> Period:
         raise BadInput(f"cannot read the period {whole!r}", _PERIOD_HINT)
     year, month, day = (int(part) if part else None for part in match.groups())
     try:
+        if year == 9999:
+            raise ValueError("its end is out of range")
         start = datetime(year or 0, 1 if month is None else month, 1 if day is None else day, tzinfo=UTC)
     except ValueError as error:
         raise BadInput(f"no such date in the period {whole!r}: {error}", _PERIOD_HINT) from error

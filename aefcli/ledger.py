@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from aefcli.errors import BadInput, Damaged, Locked, NoResources
@@ -344,10 +344,13 @@ def _is_ours(store: Path) -> bool:
 
 def _read_plan(records: Path) -> dict[str, Any] | None:
     try:
-        return json.loads((records / "plan.json").read_text())
+        plan = json.loads((records / "plan.json").read_text())
+        if not (isinstance(plan, dict) and {"key", "request", "plan"} <= set(plan)):
+            raise ValueError("not a plan")
+        return plan
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError as error:
+    except (ValueError, IsADirectoryError, PermissionError) as error:
         raise Damaged(f"{records / 'plan.json'} cannot be read", "remove that folder to start anew") from error
 
 
@@ -358,7 +361,7 @@ def _read_lines(path: Path, *, mend: bool = False) -> list[dict[str, Any]]:
     raw, lines, kept = path.read_bytes(), [], 0
     for number, line in enumerate(raw.splitlines(keepends=True), start=1):
         try:
-            lines.append(json.loads(line) if line.endswith(b"\n") else _torn())
+            lines.append(_parsed(line))
         except ValueError as error:
             if kept + len(line) < len(raw):
                 raise Damaged(f"{path} is damaged in line {number}", "remove that folder to start anew") from error
@@ -369,8 +372,17 @@ def _read_lines(path: Path, *, mend: bool = False) -> list[dict[str, Any]]:
     return lines
 
 
-def _torn() -> dict[str, Any]:
-    raise ValueError("no end of line")
+def _parsed(raw: bytes) -> dict[str, Any]:
+    """A line; ValueError where it is torn, or names files that are not of the store."""
+    line = json.loads(raw)
+    files = line.get("files", {}) if isinstance(line, dict) else None
+    if not (raw.endswith(b"\n") and isinstance(files, dict) and ("files" in line or "unit" not in line)):
+        raise ValueError("no line of a ledger")
+    for name in files:
+        parts = PurePosixPath(name).parts
+        if not parts or parts[0] == "/" or ".." in parts or "\0" in name:
+            raise ValueError(f"{name} is no file of the store")
+    return line
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:

@@ -59,8 +59,8 @@ class Result:
 
 def on_disk(option: str, out: Path | None) -> None:
     """Refuse an URL where a path belongs: it would become a folder named s3: here."""
-    if out is not None and re.match(r"[a-z][a-z0-9+.-]*:/", str(out)):
-        raise BadInput(f"{option} {str(out)!r} is no path on disk", "write here, then copy it to the cloud")
+    if out is not None and (scheme := re.match(r"[a-z][a-z0-9+.-]*:/", str(out), re.IGNORECASE)):
+        raise BadInput(f"{option} {scheme[0]}/... is no path on disk", "write here, then copy it to the cloud")
 
 
 def must_exist(paths: Sequence[Path], hint: str) -> None:

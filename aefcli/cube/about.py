@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aefcli.cube.grid import crs_of
-from aefcli.cube.store import Cube, CubeSource
+from aefcli.cube.store import Cube, CubeSource, whole
 from aefcli.extent import Period, Tile
 
 if TYPE_CHECKING:
@@ -136,9 +136,10 @@ def about(cube: Cube, workers: int = 4) -> About:
     """
     import zarr
 
-    root = zarr.open_group(cube.path, mode="r")
-    sources = {name: _source(cube, name, root, workers) for name in cube.sources}
-    points = [str(name) for name in cube.attrs.get("aef:points", ())]
+    with whole(cube.path):
+        root = zarr.open_group(cube.path, mode="r")
+        sources = {name: _source(cube, name, root, workers) for name in cube.sources}
+        rows = {str(name): _rows(root, str(name)) for name in cube.attrs.get("aef:points", ())}
     return About(
         path=str(cube.path),
         format=str(cube.attrs["aef:format"]),
@@ -149,7 +150,7 @@ def about(cube: Cube, workers: int = 4) -> About:
         stored=_on_disk(str(cube.path)),
         decoded=sum(source.decoded for source in sources.values()),
         sources=sources,
-        points={name: _rows(root, name) for name in points},
+        points=rows,
     )
 
 

@@ -36,11 +36,11 @@ _HEADER = 16  # bytes that Blosc begins with; the size of what it holds is in by
 
 
 class CubeStore(LocalStore):
-    """A cube on disk, for Zarr: a chunk of frames, rows and columns that is not there raises Damaged."""
+    """A cube on disk, for Zarr: a chunk of pixels, instants or names of bands that is not there raises Damaged."""
 
     async def get(self, key: str, *args: Any, **kwargs: Any) -> Any:
         found = await super().get(key, *args, **kwargs)
-        if found is None and re.search(r"/c/\d+/\d+/\d+$", key):
+        if found is None and re.search(r"/c/\d+/\d+/\d+$|/(time|band)/c/0$", key):
             raise _damaged(self.root, self.root / key, "is missing")
         return found
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from aefcli.cube.fetch import Archive, Request, check, plan, stacks_of
 from aefcli.cube.grid import shape_of
-from aefcli.cube.read import Reads
 from aefcli.cube.write import SLAB, Stack, Work, packed, quiet_warps
+from aefcli.errors import RemoteFailed
 from aefcli.extent import Tile, tiles
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def _sample(stack: Stack, threads: int) -> _Cost:
         frame = stack.read.frames[index]
         for item in frame.items:
             for asset in item.assets.values():
-                sizes = Reads(mask=True).window(asset.href, lambda opened: _under(opened, stack.grid, places)) or {}
+                sizes = _headers(asset.href, stack.grid, places)
                 files += bool(sizes)
                 for tile, size in sizes.items():
                     under[index, tile] += size
@@ -97,6 +97,17 @@ def _sample(stack: Stack, threads: int) -> _Cost:
     share = blocks / seen if seen else whole * len(pairs) / len(chosen)
     seconds = found.seconds * whole * sum(_area(tile) for _, tile in pairs) / sum(_area(tile) for _, tile in chosen)
     return _Cost(blocks + _HEAD * files * len(stack.times) / len(frames), found.written * share, seconds)
+
+
+def _headers(href: str, grid: GeoBox, places: Sequence[Tile]) -> dict[Tile, int]:
+    """Bytes of a file's blocks by tile; none where it is gone. Raises RemoteFailed."""
+    from aefcli.cube.read import Reads
+    from aefcli.cube.web import Unreadable
+
+    try:
+        return Reads(mask=True).window(href, lambda opened: _under(opened, grid, places)) or {}
+    except Unreadable as error:
+        raise RemoteFailed(f"cannot read {error}", "run the same command again") from error
 
 
 def _spread(count: int, most: int) -> list[int]:

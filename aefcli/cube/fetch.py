@@ -72,7 +72,7 @@ class Request:
         }
         return {
             "format": FORMAT,
-            "catalog": str(Path(self.catalog).resolve()) if Path(self.catalog).is_file() else public(self.catalog),
+            "catalog": public(self.catalog) if "://" in self.catalog else _resolved(self.catalog),
             "bbox": [self.bbox.west, self.bbox.south, self.bbox.east, self.bbox.north],
             "period": "/".join(when.isoformat() for when in self.period.dates()),
             "sources": sorted(self.sources),
@@ -104,6 +104,14 @@ class Request:
         known = SOURCES[name].of(collection)
         asked = tuple(band for band in known.bands if band.name in self.bands)
         return replace(known, bands=asked or known.bands)
+
+
+def _resolved(catalog: str) -> str:
+    """A catalog's file by its whole path; the name of a known catalog, or of nothing, as it is."""
+    try:
+        return str(Path(catalog).resolve()) if Path(catalog).is_file() else catalog
+    except OSError:  # too long for a name
+        return catalog
 
 
 @dataclass(frozen=True)
@@ -147,8 +155,8 @@ def fetch(
 
     if before and not _grows(before, asked, refresh, search):
         before = None
-    with ledger.build(out, asked, search, overwrite=overwrite or before is not None) as build:
-        items = build.plan["items"]
+    with ledger.build(out, asked, lambda: _frozen(search()), overwrite=overwrite or before is not None) as build:
+        items = build.plan["items"] if build.complete else addressed(build.plan, search)
         stacks = stacks_of(items, grid, request)
         done = Written(0, 0, ())
         if not build.complete:
@@ -173,7 +181,7 @@ def _grows(
     """
     old = before.record
     if ledger.canonical(old.request) == ledger.canonical(asked):
-        return refresh and (bool(before.attrs.get("aef:missing")) or search()["items"] != old.plan["items"])
+        return refresh and (bool(before.attrs.get("aef:missing")) or _frozen(search())["items"] != old.plan["items"])
     rest = [{key: value for key, value in request.items() if key != "period"} for request in (old.request, asked)]
     if ledger.canonical(rest[0]) != ledger.canonical(rest[1]):
         return False
@@ -241,6 +249,56 @@ def plan(request: Request, attached: Container[str] = ()) -> dict[str, Any]:
             "widen --bbox or --period",
         )
     return {"items": planned, "notes": notes}
+
+
+def _frozen(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The plan as it is written down: its addresses without their queries, where signatures live.
+
+    `keyed` names the sources whose addresses had some.
+    """
+    bare = {name: _bare(items) for name, items in found["items"].items()}
+    keyed = [name for name, items in bare.items() if items != found["items"][name]]
+    return {**found, "items": bare, **({"keyed": keyed} if keyed else {})}
+
+
+def _bare(value: Any) -> Any:
+    """JSON whose addresses have neither query nor user."""
+    from aefcli.stac import plain
+
+    if isinstance(value, dict):
+        return {key: _bare(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_bare(part) for part in value]
+    return plain(value) if isinstance(value, str) and "://" in value else value
+
+
+def addressed(frozen: Mapping[str, Any], search: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The items of a frozen plan, whose addresses have the queries that the catalog gives them now.
+
+    What was signed when work began may have expired since; the items stay those of the plan. An asset that the catalog
+    names no longer keeps its bare address.
+    """
+    if not frozen.get("keyed"):
+        return frozen["items"]
+    fresh = {
+        (name, item["id"], key): asset["href"]
+        for name, items in search()["items"].items()
+        for item in items
+        for key, asset in item["assets"].items()
+    }
+
+    def href(name: str, item: Mapping[str, Any], key: str) -> str:
+        bare = str(item["assets"][key]["href"])
+        now = fresh.get((name, item["id"], key), bare)
+        return now if _bare(now) == bare else bare
+
+    return {
+        name: [
+            {**item, "assets": {key: {**asset, "href": href(name, item, key)} for key, asset in item["assets"].items()}}
+            for item in items
+        ]
+        for name, items in frozen["items"].items()
+    }
 
 
 def _within(item: pystac.Item, area: str | None) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -93,7 +94,7 @@ def grid_like(path: Path) -> GeoBox:
     if path.is_dir():
         return open_cube(path).grid
     try:
-        with rasterio.open(path) as file:
+        with rasterio.open(path, driver=["GTiff", "JP2OpenJPEG", "HFA"]) as file:
             grid = GeoBox.from_rio(file)
     except (RasterioError, OSError) as error:
         raise BadInput(f"--like {path} is no raster: {error}", "give a raster or a cube") from error
@@ -131,14 +132,18 @@ def areas(path: Path) -> dict[str, tuple[BBox, str]]:
     The id is a column `id` or `name`, or the number of the row from 1; it becomes the name of a cube.
     """
     import geopandas
-    from pyogrio.errors import DataSourceError
+    from pyogrio.errors import CRSError, DataSourceError
     from shapely import get_coordinates
+    from shapely.errors import GEOSException
 
     if not path.is_file():
         raise BadInput(f"--area {path} is not there", "give a GeoJSON or GeoPackage of polygons")
     try:
+        # GDAL would open whatever the file is, and what that names: other files, other hosts.
+        if path.open("rb").read(16) != b"SQLite format 3\0":
+            json.loads(path.read_text())
         table = geopandas.read_file(path)
-    except (DataSourceError, ValueError) as error:
+    except (DataSourceError, CRSError, GEOSException, ValueError) as error:
         raise BadInput(f"--area {path} is neither GeoJSON nor GeoPackage: {error}", "give one of polygons") from error
     if table.crs is None:
         raise BadInput(f"--area {path} has no CRS", "save it with one")

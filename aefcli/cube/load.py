@@ -103,12 +103,18 @@ def _odc(layers: _Layers, reads: Reads, threads: int) -> np.ndarray:
 
 
 def _with_one(item: pystac.Item, key: str) -> pystac.Item:
-    """The item with one asset: odc-stac parses all that it finds, for each slab and band."""
+    """The item with one asset: odc-stac parses all that it finds, for each slab and band.
+
+    It is called an image, as odc-stac does not take what has no type and a signature after its name for one.
+    """
     import pystac
 
-    document = {**item.to_dict(include_self_link=False, transform_hrefs=False), "links": [], "assets": {}}
-    lean = pystac.Item.from_dict(document)
-    lean.assets = {key: item.assets[key]}
+    about = (item.geometry, item.bbox, item.datetime, item.properties)
+    lean = pystac.Item(item.id, *about, stac_extensions=item.stac_extensions, collection=item.collection_id)
+    asset = item.assets[key].clone()
+    asset.media_type, asset.roles = "image/tiff", ["data"]
+    asset.set_owner(lean)
+    lean.assets = {key: asset}
     return lean
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aefcli import ledger
-from aefcli.cube.fetch import Request, check, stacks_of
+from aefcli.cube.fetch import Request, addressed, check, plan, stacks_of
 from aefcli.cube.grow import FinishedCube
 from aefcli.cube.write import Parts, Progress, Work, close, made, masked, storing, template, units_of
 from aefcli.errors import BadInput, Damaged
@@ -41,7 +41,8 @@ def repair(path: Path, work: Work | None = None, progress: Progress | None = Non
     attached = dict(record.request.get("attached", {}))
     _refuse_attached(path, faults, attached)
     with ledger.reopen(path) as build, storing(path):
-        stacks = stacks_of(build.plan["items"], check(request), request)
+        items = addressed(build.plan, lambda: plan(request, attached))
+        stacks = stacks_of(items, check(request), request)
         if any(fault.unit is None for fault in faults):
             _metadata(path, build, Parts(check(request), request.period, stacks, {}, record.request), attached, faults)
         wrong = {fault.unit for fault in faults if fault.unit}
@@ -82,5 +83,6 @@ def _metadata(
         if fault.unit is None:
             if not ledger.is_as(aside / fault.path, record.rest[fault.path]):
                 raise Damaged(f"{path}: {fault.path} cannot be written as it was", "fetch it again with --overwrite")
+            (path / fault.path).parent.mkdir(parents=True, exist_ok=True)
             ledger.write_atomically(path / fault.path, (aside / fault.path).read_bytes())
     shutil.rmtree(aside)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,7 +103,7 @@ def open_cube(path: Path) -> Cube:
         raise BadInput(f"there is no cube {path}", "aef fetch --stac ... --bbox ... --period ... makes one")
     try:
         root = zarr.open_group(CubeStore(path, read_only=True), mode="r")
-    except (FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, ValueError, TypeError) as error:
         raise BadInput(f"{path} is no Zarr store", "aef fetch makes a cube") from error
     attrs: dict[str, Any] = dict(root.attrs)
     if not str(attrs.get(ledger.FORMAT_KEY, "")).startswith("datacube/"):
@@ -111,10 +112,23 @@ def open_cube(path: Path) -> Cube:
         raise BadInput(f"{path} is of format {attrs[ledger.FORMAT_KEY]}; this version reads {FORMAT}", "update aef")
     if attrs.get("state") != "complete":
         raise BadInput(f"{path} is not finished", "run the same aef fetch again: it resumes")
-    grid = grid_from(attrs["aef:grid"])
-    start, end = attrs["aef:period"]
-    sources = {name: _open_source(root, name, grid) for name in attrs["aef:sources"]}
-    return Cube(path, grid, Period(start, end), sources, attrs)
+    with whole(path):
+        grid = grid_from(attrs["aef:grid"])
+        start, end = attrs["aef:period"]
+        sources = {name: _open_source(root, name, grid) for name in attrs["aef:sources"]}
+        return Cube(path, grid, Period(start, end), sources, {**attrs, "aef:key": attrs["aef:key"]})
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[None]:
+    """Metadata and coordinates that lack what `write` gives them, or do not decode, raise Damaged."""
+    try:
+        yield
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise Damaged(
+            f"{path} holds metadata or coordinates that cannot be read: {type(error).__name__} {error}",
+            f"aef verify {path} names them, aef repair {path} mends them",
+        ) from error
 
 
 def _open_source(root: zarr.Group, name: str, grid: GeoBox) -> CubeSource:

@@ -199,7 +199,7 @@ def _abandoned(pool: Executor) -> Iterator[Executor]:
 
 def reach(work: Work) -> None:
     """Refuse a scheduler that does not answer."""
-    if work.dask is not None and not work.dask.isdigit():
+    if work.dask is not None and (not work.dask.isdecimal() or int(work.dask) < 1):
         with _client(work):
             pass
 
@@ -210,21 +210,25 @@ def _client(work: Work) -> Iterator[Any]:
     import dask
     from distributed import Client, LocalCluster
 
+    from aefcli.stac import plain
+
     assert work.dask is not None
-    if not work.dask.isdigit():
+    if not work.dask.isdecimal():
         try:
             client = Client(work.dask, timeout="10s")
         except (OSError, ValueError) as error:
             raise BadInput(
-                f"no dask scheduler answers at {work.dask!r}", "--dask takes an address or a number"
+                f"no dask scheduler answers at {plain(work.dask)!r}", "--dask takes an address or a number"
             ) from error
         with client:
             yield client
         return
+    if int(work.dask) < 1:
+        raise BadInput(f"--dask {work.dask} is no number of processes", "at least 1")
     # A worker may die as often as it likes: whoever comes after makes its unit again.
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 100}),
-        LocalCluster(n_workers=int(work.dask), threads_per_worker=1, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=int(work.dask), threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
         yield client

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aefcli.cube.about import CLEAR_LOOK, GAP_DAYS, About, SourceAbout, about
-from aefcli.extent import Period
+from aefcli.cube.about import CLEAR_LOOK, GAP_DAYS, About, SourceAbout, about, cells
+from aefcli.cube.store import whole
+from aefcli.extent import Period, Tile
 from aefcli.report.page import DPI, destination, save
 
 if TYPE_CHECKING:
@@ -327,7 +328,8 @@ def _known(cube: Cube, name: str, frames: np.ndarray) -> np.ndarray:
     """Where the quality layer has a value (t, y, x): lossy files have stray numbers beyond a swath's edge."""
     import zarr
 
-    quality, group = cube.sources[name].source.quality, zarr.open_group(cube.path / name, mode="r")
+    with whole(cube.path):
+        quality, group = cube.sources[name].source.quality, zarr.open_group(cube.path / name, mode="r")
     if quality is None or quality.name not in group:
         return np.ones(1, dtype=bool)
     return _every(group[quality.name], frames) != quality.nodata
@@ -339,8 +341,11 @@ def _thinned(source: CubeSource, name: str, frames: np.ndarray) -> np.ndarray:
 
 
 def _every(array: Any, frames: np.ndarray) -> np.ndarray:
-    every = slice(None, None, math.ceil(max(array.shape[1:]) / _LONGEST))
-    return np.asarray((array if isinstance(array, np.ndarray) else array.oindex)[frames, every, every])
+    """Every n-th pixel, read in strips of a chunk's height so that memory does not grow with the cube."""
+    height, width = array.shape[1:]
+    step, tall = math.ceil(max(height, width) / _LONGEST), getattr(array, "chunks", (0, 128, 0))[1]
+    strips = (Tile(top, 0, min(top + tall, height), width) for top in range(0, height, tall))
+    return np.concatenate([cells(array, frames, strip)[:, -strip.top % step :: step, ::step] for strip in strips], 1)
 
 
 def _limits(values: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

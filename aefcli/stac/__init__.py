@@ -7,8 +7,9 @@ reach the network. Traps and their sources: `sources.md`.
 """
 
 from aefcli.stac.catalog import NAMED, Catalog, Offer, instant, missing_credentials, open_catalog
-from aefcli.stac.hrefs import public, vet_redirect
+from aefcli.stac.hrefs import plain, public, vet_redirect
 
 __all__ = [
-    "NAMED", "Catalog", "Offer", "instant", "missing_credentials", "open_catalog", "public", "vet_redirect",
+    "NAMED", "Catalog", "Offer", "instant", "missing_credentials", "open_catalog", "plain", "public",
+    "vet_redirect",
 ]  # fmt: skip

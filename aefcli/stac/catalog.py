@@ -18,7 +18,7 @@ from pystac_client import Client
 from aefcli.errors import BadInput, RemoteFailed, unknown
 from aefcli.extent import BBox, Period
 from aefcli.sources import INPUTS, SOURCES, Source
-from aefcli.stac.hrefs import public, vet
+from aefcli.stac.hrefs import plain, public, vet
 from aefcli.stac.table import Table, boxes
 from aefcli.stac.web import MOST_TABLE, ApiIO, StaticIO, Web, reaching, read_local
 
@@ -189,12 +189,17 @@ def open_catalog(reference: str) -> Catalog:
     `reference` is a name, a path or a URL. What its query holds goes to its own origin and to nobody else.
     """
     typed = NAMED.get(reference, reference)
-    if "@" in urlparse(typed).netloc:
+    try:
+        parts = urlparse(typed)
+        local = parts.scheme not in ("http", "https")
+        there = not local or Path(typed).is_file()
+    except (ValueError, OSError) as error:  # half a host in brackets, a name too long for a file
+        raise BadInput(f"--stac {_typed(reference)} is neither a path nor an address", "check it") from error
+    if "@" in parts.netloc:
         raise BadInput("--stac holds a user name or password", "give the address without them")
-    local = urlparse(typed).scheme not in ("http", "https")
-    if local and not Path(typed).is_file():
+    if not there:
         raise BadInput(
-            f"--stac {reference!r} is no file, URL or known catalog",
+            f"--stac {_typed(reference)} is no file, URL or known catalog",
             f"known catalogs: {', '.join(sorted(NAMED))}",
         )
     href = str(Path(typed).resolve()) if local else public(typed)
@@ -217,6 +222,12 @@ def open_catalog(reference: str) -> Catalog:
             opened.set_root(opened)
             return Catalog(name, href, opened)
     raise BadInput(f"--stac {name!r} is not STAC: it holds {kind or 'no type'}", "give a catalog or an API's root")
+
+
+def _typed(reference: str) -> str:
+    """What was typed and is nothing, as it may be shown: it may be an address with keys whose https:// is missing."""
+    bare = plain(reference).rpartition("@")[2]
+    return repr(bare if len(bare) <= 80 else bare[:77] + "...")
 
 
 def _parse(text: bytes, href: str) -> dict[str, Any]:

@@ -78,7 +78,10 @@ def _is_global(address: str) -> bool:
 
 def public(reference: str) -> str:
     """What was typed at --stac as it may be written down: without the query, fragment and user of an address."""
-    parts = urlsplit(reference)
+    try:
+        parts = urlsplit(reference)
+    except ValueError:  # no address, whatever it looks like
+        return plain(reference)
     if parts.scheme not in ("http", "https"):
         return reference
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
