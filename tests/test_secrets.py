@@ -321,7 +321,12 @@ FAILURES: dict[str, tuple[str, int | bytes | str, int, str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", FAILURES)
+OFTEN = ("catalog 401", "catalog redirects", "file 403", "file 503", "file broken")  # the others with -m slow
+
+
+@pytest.mark.parametrize(
+    "kind", [kind if kind in OFTEN else pytest.param(kind, marks=pytest.mark.slow) for kind in FAILURES]
+)
 def test_nothing_secret_is_kept_of_an_answer_that_fails(home: Host, place: Place, kind: str) -> None:
     end, answer, expected, says = FAILURES[kind]
     home.answers[end] = answer

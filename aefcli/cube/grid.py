@@ -94,7 +94,8 @@ def grid_like(path: Path) -> GeoBox:
     if path.is_dir():
         return open_cube(path).grid
     try:
-        with rasterio.open(path, driver=["GTiff", "JP2OpenJPEG", "HFA"]) as file:
+        # As in `read`: a file that calls itself a raster may be a recipe that opens others.
+        with rasterio.open(path, driver="JP2OpenJPEG" if path.suffix.lower() == ".jp2" else "GTiff") as file:
             grid = GeoBox.from_rio(file)
     except (RasterioError, OSError) as error:
         raise BadInput(f"--like {path} is no raster: {error}", "give a raster or a cube") from error
@@ -140,7 +141,7 @@ def areas(path: Path) -> dict[str, tuple[BBox, str]]:
         raise BadInput(f"--area {path} is not there", "give a GeoJSON or GeoPackage of polygons")
     try:
         # GDAL would open whatever the file is, and what that names: other files, other hosts.
-        if path.open("rb").read(16) != b"SQLite format 3\0":
+        if path.read_bytes()[:16] != b"SQLite format 3\0":
             json.loads(path.read_text())
         table = geopandas.read_file(path)
     except (DataSourceError, CRSError, GEOSException, ValueError) as error:

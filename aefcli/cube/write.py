@@ -228,7 +228,7 @@ def _client(work: Work) -> Iterator[Any]:
     # A worker may die as often as it likes: whoever comes after makes its unit again.
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 100}),
-        LocalCluster(n_workers=int(work.dask), threads_per_worker=1, dashboard_address=":0") as cluster,
+        LocalCluster(n_workers=int(work.dask), threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster) as client,
     ):
         yield client
