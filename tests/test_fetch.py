@@ -481,23 +481,6 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.mark.usefixtures("tiny_chunks")
-def test_killed_and_resumed_is_the_same_to_the_byte(toy: Toy, tmp_path: Path) -> None:
-    fetch(toy_request(toy), tmp_path / "whole.zarr")
-    out = tmp_path / "c.zarr"
-    for lines in (1, 3):
-        process = child(toy, out)
-        await_lines(tmp_path / "c.zarr.build/ledger.jsonl", lines, process)
-        kill(process)
-        with pytest.raises(BadInput, match="not finished"):
-            open_cube(out)
-    units = len(list((tmp_path / "whole.zarr/sentinel-2/B02/c/0").glob("*/*")))
-    resumed = fetch(toy_request(toy), out)
-    assert 1 <= resumed.written <= units - 3
-    assert chunks_of(out) == chunks_of(tmp_path / "whole.zarr")
-    assert open_cube(out).shape == open_cube(tmp_path / "whole.zarr").shape
-
-
-@pytest.mark.usefixtures("tiny_chunks")
 def test_overwrite_killed_halfway_leaves_the_old_store_whole(toy: Toy, tmp_path: Path) -> None:
     out = tmp_path / "c.zarr"
     fetch(toy_request(toy, gsd=120), out)
