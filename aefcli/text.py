@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from aefcli.errors import BadInput, NoResources, unknown
+from aefcli.errors import BadInput, NoResources
 from aefcli.extent import Period, Tile
 from aefcli.field import locate
 from aefcli.ledger import digest, write_atomically
+from aefcli.table import open_table
 
 if TYPE_CHECKING:
     from aefcli.cube import Cube
@@ -42,7 +43,6 @@ _SHORTEST = 4 * _DAY + 1  # ms; a valid period is longer than four days [paper e
 _WORDS = 100  # the paper keeps texts of at least this many
 _FARTHEST = 240.0  # metres; the paper leaves out positions that are less certain
 _AT_ONCE = 256  # texts between two reports of progress
-_KINDS = (".csv", ".parquet", ".geoparquet", ".geojson", ".json", ".gpkg")
 _PLACES = (("lon", "lat"), ("longitude", "latitude"), ("x", "y"))
 _COLUMNS = ("lon", "lat", "start", "end", "vector")
 _MODEL_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")  # what is read of a model's name, and hashed of any
@@ -444,42 +444,11 @@ class _Rows:
 
 
 def _rows(path: Path) -> _Rows:
-    table = _open(path)
+    table = open_table(path, "table of texts", as_text=True)
     try:
         return _parsed(table)
     except BadInput as error:
         raise BadInput(f"{path}: {error.what}", error.hint) from error
-
-
-def _open(path: Path) -> Any:
-    """The table as a (geo)pandas frame; cells of a CSV stay text."""
-    kind = path.suffix.lower()
-    if not path.is_file():
-        raise BadInput(f"there is no table of texts {path}", "give a .csv, .parquet, .geojson or .gpkg file")
-    if kind not in _KINDS:
-        raise unknown("kind of table", path.suffix or path.name, _KINDS)
-    try:
-        return _read(path, kind)
-    except (OSError, ValueError, RuntimeError) as error:  # those of pandas, pyarrow and pyogrio are kinds of these
-        raise BadInput(f"cannot read {path}: {error}", "check that its suffix says what it holds") from error
-
-
-def _read(path: Path, kind: str) -> Any:
-    import pandas as pd
-
-    if kind == ".csv":
-        return pd.read_csv(path, dtype=str, keep_default_na=False)
-    import geopandas as gpd
-    import pyarrow.parquet as pq
-
-    if kind in (".parquet", ".geoparquet"):
-        is_geo = b"geo" in (pq.read_schema(path).metadata or {})
-        return (gpd if is_geo else pd).read_parquet(path)
-    import pyogrio
-
-    if len(layers := pyogrio.list_layers(path)) > 1:
-        raise BadInput(f"{path} holds {len(layers)} layers: {', '.join(layers[:, 0])}", "keep the one with texts")
-    return gpd.read_file(path, engine="pyogrio")
 
 
 def _parsed(table: Any) -> _Rows:

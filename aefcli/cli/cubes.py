@@ -113,42 +113,28 @@ def fetch(
         raise BadInput("one of --bbox, --area and --like says where", "give exactly one")
     if period is None:
         raise BadInput("--period is missing", "use 2023, 2023-08 or 2023-01:2023-12")
-    box, when = BBox.parse(bbox) if bbox is not None else None, _past(Period.parse(period))
-    most = _bytes(max_bytes) if max_bytes is not None else None
+    when, most = _past(Period.parse(period)), None if max_bytes is None else _bytes(max_bytes)
     chosen = _pairs("--collection", collection or [])
     on_disk("--out", out)
-    if dask is not None and dask.isdecimal() and int(dask) == 0:
-        raise BadInput(f"--dask {dask} is no cluster", "give processes from 1, or a scheduler's address")
+    places = _places(bbox, area, like, out)
     from aefcli import cube
 
-    def request(place: BBox, **more: Any) -> cube.Request:
-        return cube.Request(
-            stac,
-            place,
-            when,
-            tuple(source or ()),
-            more.pop("gsd", gsd),
-            crs,
-            resampling,
+    asked = {
+        path: cube.Request(
+            catalog=stac,
+            period=when,
+            sources=tuple(source or ()),
+            crs=crs,
+            resampling=resampling,
             collections=chosen,
             bands=tuple(band or ()),
             max_cloud=max_cloud,
             loader=loader,
             on_missing=on_missing,
-            **more,
+            **{"gsd": gsd, **place},
         )
-
-    if like:
-        grid = cube.grid_like(like)
-        asked = {out or Path("cube.zarr"): request(cube.outline(grid), grid=grid, gsd=grid.resolution.x)}
-    elif area:
-        found = cube.areas(area)
-        folder = out or Path("cubes")
-        names = {name: folder / f"{name}.zarr" if len(found) > 1 else out or Path("cube.zarr") for name in found}
-        asked = {names[name]: request(place, area=outline) for name, (place, outline) in found.items()}
-    else:
-        assert box is not None
-        asked = {out or Path("cube.zarr"): request(box)}
+        for path, place in places.items()
+    }
     for each in asked.values():
         cube.check(each)
     work = cube.Work(workers or cores(), dask)
@@ -164,6 +150,24 @@ def fetch(
         return results[0]
     figures = {"cubes": {str(path): one.figures for path, one in zip(asked, results, strict=True)}}
     return Result("fetch", list(asked), figures)
+
+
+def _places(bbox: str | None, area: Path | None, like: Path | None, out: Path | None) -> dict[Path, dict[str, Any]]:
+    """The cubes that are asked for, by their paths, each with what a request says of where it lies."""
+    alone = out or Path("cube.zarr")
+    if bbox is not None:
+        return {alone: {"bbox": BBox.parse(bbox)}}
+    from aefcli import cube
+
+    if like is not None:
+        grid = cube.grid_like(like)
+        return {alone: {"bbox": cube.outline(grid), "grid": grid, "gsd": grid.resolution.x}}
+    assert area is not None
+    found, folder = cube.areas(area), out or Path("cubes")
+    return {
+        folder / f"{name}.zarr" if len(found) > 1 else alone: {"bbox": box, "area": outline}
+        for name, (box, outline) in found.items()
+    }
 
 
 def _past(period: Period) -> Period:

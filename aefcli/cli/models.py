@@ -105,6 +105,7 @@ def _told(path: Path | None, recipe: Recipe, cubes: Sequence[Cube]) -> Texts | N
 
     texts = read(path) if path else held(cubes)
     if texts is None:
+        note(f"the recipe {recipe.name} has text among its targets, but neither --text nor the cubes hold any")
         return None
     count = check(texts, recipe, cubes)
     note(f"{count} of {len(texts)} texts lie on the cubes")

@@ -41,10 +41,10 @@ def repair(path: Path, work: Work | None = None, progress: Progress | None = Non
     attached = dict(record.request.get("attached", {}))
     _refuse_attached(path, faults, attached)
     with ledger.reopen(path) as build, storing(path):
-        items = addressed(build.plan, lambda: plan(request, attached))
-        stacks = stacks_of(items, check(request), request)
+        grid, items = check(request), addressed(build.plan, lambda: plan(request, attached))
+        stacks = stacks_of(items, grid, request)
         if any(fault.unit is None for fault in faults):
-            _metadata(path, build, Parts(check(request), request.period, stacks, {}, record.request), attached, faults)
+            _metadata(path, build, Parts(grid, request.period, stacks, {}, record.request), attached, faults)
         wrong = {fault.unit for fault in faults if fault.unit}
         units = {name: unit for name, unit in units_of(stacks).items() if name in wrong}
         changed = []

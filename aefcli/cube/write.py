@@ -224,7 +224,7 @@ def _client(work: Work) -> Iterator[Any]:
             yield client
         return
     if int(work.dask) < 1:
-        raise BadInput(f"--dask {work.dask} is no number of processes", "at least 1")
+        raise BadInput(f"--dask {work.dask} is no cluster", "give processes from 1, or a scheduler's address")
     # A worker may die as often as it likes: whoever comes after makes its unit again.
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 100}),

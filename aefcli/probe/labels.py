@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from aefcli.errors import BadInput, unknown
+from aefcli.errors import BadInput
+from aefcli.table import open_table
 
 _DAY = 86_400_000
 _FARTHEST = 60_000_000_000_000  # ms from 1970, so the years 69 to 3871: what lies beyond was counted in another unit
-_KINDS = (".csv", ".parquet", ".geoparquet", ".geojson", ".json")
 _COLUMNS = ("lon", "lat", "value", "valid_start", "valid_end", "site", "split")
 
 
@@ -68,7 +68,7 @@ def read_labels(path: Path) -> Labels:
     `valid_time_start_ms`, `valid_time_end_ms`; an instant is widened to 4 days around it, the least that training
     sees (our choice). A table that cannot be used as a whole raises `BadInput`; no row is dropped in silence.
     """
-    table = _open(path)
+    table = open_table(path, "label table")
     try:
         return _labels(table)
     except BadInput as error:
@@ -79,33 +79,6 @@ def check_several(distinct: Sequence[Any] | np.ndarray, rows: int, noun: str) ->
     """Refuse labels that are all the same; `noun` says what they have too few of."""
     if len(distinct) < 2:
         raise BadInput(f"all {rows} labels are {distinct[0]}", f"a probe needs at least two {noun}")
-
-
-def _open(path: Path) -> Any:
-    """The table as a (geo)pandas frame."""
-    kind = path.suffix.lower()
-    if not path.is_file():
-        raise BadInput(f"there is no label table {path}", "give a .csv, .parquet or .geojson file")
-    if kind not in _KINDS:
-        raise unknown("kind of label table", path.suffix or path.name, _KINDS)
-    try:
-        return _read(path, kind)
-    except (OSError, ValueError, RuntimeError) as error:  # those of pandas, pyarrow and pyogrio are kinds of these
-        raise BadInput(f"cannot read {path}: {error}", "check that its suffix says what it holds") from error
-
-
-def _read(path: Path, kind: str) -> Any:
-    import pandas as pd
-
-    if kind == ".csv":
-        return pd.read_csv(path, low_memory=False)
-    import geopandas as gpd
-    import pyarrow.parquet as pq
-
-    if kind in (".geojson", ".json"):
-        return gpd.read_file(path, engine="pyogrio")
-    is_geo = b"geo" in (pq.read_schema(path).metadata or {})
-    return (gpd if is_geo else pd).read_parquet(path)
 
 
 def _labels(table: Any) -> Labels:
