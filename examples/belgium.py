@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import rioxarray  # noqa: F401 - adds .rio
 import xarray as xr
 
 from aefcli.cube import write_cube
@@ -40,6 +41,4 @@ def sources(netcdf: Path) -> dict[str, xr.Dataset]:
 
 
 if __name__ == "__main__":
-    import rioxarray  # noqa: F401 - adds .rio
-
     print(write_cube(Path(sys.argv[2]), sources(Path(sys.argv[1])), PERIOD))
