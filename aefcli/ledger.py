@@ -347,6 +347,8 @@ def _read_plan(records: Path) -> dict[str, Any] | None:
         plan = json.loads((records / "plan.json").read_text())
         if not (isinstance(plan, dict) and {"key", "request", "plan"} <= set(plan)):
             raise ValueError("not a plan")
+        if plan["key"] != digest(plan["request"]):  # it would pass for another's, and be cleared away
+            raise ValueError("another request than it was made for")
         return plan
     except (FileNotFoundError, NotADirectoryError):
         return None

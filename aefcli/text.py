@@ -157,9 +157,12 @@ def held(cubes: Sequence[Cube]) -> Texts | None:
     """The texts that cubes hold themselves (`aef attach --source text`), of all of them; None where none has any."""
     import zarr
 
+    from aefcli.cube.chunks import CubeStore, small
+
     names = ("lon", "lat", "start", "end", "vector")
     paths = [cube.path for cube in cubes if "text" in cube.attrs.get("aef:points", ())]
-    tables = [[np.asarray(zarr.open_array(path / "text" / name, mode="r")[:]) for name in names] for path in paths]
+    stores = [CubeStore(path, read_only=True) for path in paths]
+    tables = [[small(zarr.open_array(store, path=f"text/{name}", mode="r")) for name in names] for store in stores]
     if not tables:
         return None
     if len(widths := {table[-1].shape[1] for table in tables}) > 1:

@@ -185,9 +185,14 @@ def test_verify_names_what_is_wrong_and_repair_mends_it(toy: Toy, aef: Aef, tmp_
     assert code == 4
     assert "damaged: sentinel-2/B04/c/0/0/0" in err
     assert "aef repair cube.zarr" in err
+    (tmp_path / "cube.zarr/sentinel-2/B08/c/0/0/0").unlink()
+    code, out, _ = aef("verify", "cube.zarr", "--json")
+    assert (code, json.loads(out)["status"], json.loads(out)["error"]["code"]) == (4, "error", 4)
+    assert sorted(json.loads(out)["damaged"]) == ["sentinel-2/B04/c/0/0/0", "sentinel-2/B08/c/0/0/0"]
     assert aef("repair", "cube.zarr")[0] == 0
     assert chunk.read_bytes() == whole
-    assert aef("verify", "cube.zarr")[0] == 0
+    code, out, _ = aef("verify", "cube.zarr", "--json")
+    assert (code, json.loads(out)["damaged"]) == (0, [])
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
@@ -219,6 +224,18 @@ def degrees(folder: Path) -> str:
     return str(folder / "degrees.tif")
 
 
+def nowhere(folder: Path) -> str:
+    profile = {"driver": "GTiff", "height": 9, "width": 9, "count": 1, "dtype": "uint8", "crs": "EPSG:32633"}
+    with rasterio.open(folder / "n.tif", "w", transform=Affine(60, 0, np.nan, 0, -60, 0), **profile) as file:
+        file.write(np.ones((1, 9, 9), "uint8"))
+    return str(folder / "n.tif")
+
+
+def deep(folder: Path) -> str:
+    (folder / "a.geojson").write_text("[" * 100_000)
+    return str(folder / "a.geojson")
+
+
 def no_geojson(folder: Path) -> str:
     (folder / "a.geojson").write_text("west, south")
     return str(folder / "a.geojson")
@@ -232,6 +249,8 @@ def no_geojson(folder: Path) -> str:
         (twins, "--area", "twice"),
         (a_line, "--area", "no polygon"),
         (no_geojson, "--area", "GeoJSON"),
+        (deep, "--area", "GeoJSON"),
+        (nowhere, "--like", "lies nowhere"),
         (lambda folder: "none.gpkg", "--area", "none.gpkg"),
         (degrees, "--like", "metres"),
         (no_geojson, "--like", "no raster"),
@@ -247,9 +266,76 @@ def test_places_that_are_none(toy: Toy, aef: Aef, tmp_path: Path, make: Any, opt
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "a/b", "../up", "..", ".hidden", "", "a b", "é" * 150])
+def test_ids_that_are_no_names_of_cubes(toy: Toy, aef: Aef, tmp_path: Path, name: str) -> None:
+    path = polygons(tmp_path / "fields.geojson", {"one": part(400, 900), name: part(2500, 900)}, driver="GeoJSON")
+    code, out, err = aef(*words(toy, where=("--area", str(path))))
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert "is no name for a cube" in err
+    assert len(err) < 400
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_id_as_long_as_may_be(toy: Toy, aef: Aef, tmp_path: Path) -> None:
+    shapes = {"x" * 200: part(400, 900), "y": part(2500, 900)}
+    path = polygons(tmp_path / "fields.geojson", shapes, driver="GeoJSON")
+    assert aef(*words(toy, where=("--area", str(path))))[0] == 0
+
+
+PLACES = ("--bbox", BOX)
+PATHS: dict[str, tuple[str, ...]] = {
+    "--area": ("fetch", "--stac", "s.json", "--period", "2023", "--area"),
+    "--like": ("fetch", "--stac", "s.json", "--period", "2023", "--like"),
+    "--stac": ("fetch", *PLACES, "--period", "2023", "--stac"),
+    "fetch --out": ("fetch", "--stac", "s.json", *PLACES, "--period", "2023", "--out"),
+    "plot --out": ("plot", "cube.zarr", "--out"),
+    "OUT": ("simulate",),
+    "attach CUBE": ("attach", "--source", "nlcd", "--", "{}", "a.tif"),
+    "FILE": ("attach", "--source", "nlcd", "--", "cube.zarr", "a.tif"),
+    "verify CUBE|FIELD": ("verify",),
+    "repair CUBE": ("repair",),
+    "plot CUBE|FIELD": ("plot",),
+    "CUBE|RUN|RECIPE": ("info",),
+}
+
+
+@pytest.mark.parametrize("what", PATHS)
+@pytest.mark.parametrize("word", ["", " ", "x" * 300, "x/" * 3000, "\udcff", "loop/x.png"])
+def test_words_that_no_path_has(aef: Aef, tmp_path: Path, what: str, word: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    line = PATHS[what]
+    line = tuple(word if part == "{}" else part for part in line) if "{}" in line else (*line, word)
+    code, out, err = aef(*line)
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert len(err) < 400
+    if not word.strip():
+        assert f"{what.split()[-1]} is empty" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["loop"]
+
+
+def test_a_tilde_is_the_home_wherever_a_path_stands(
+    toy: Toy, aef: Aef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As no shell sees to in --out=~/x."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    shutil.copy(toy.catalog, toy.folder / "home.json")
+    (tmp_path / "home" / "archive").symlink_to(toy.folder)
+    code, out, err = aef(*words(Path("~/archive/home.json"), "--out=~/cube.zarr"))
+    assert (code, out) == (0, f"{tmp_path}/home/cube.zarr\n"), err
+    for command in ("info", "verify", "plot", "repair"):
+        code, _, err = aef(command, "~/cube.zarr")
+        assert code == 0, err
+    assert {path.name for path in tmp_path.iterdir()} == {"home"}
+
+
 @pytest.mark.parametrize(
     ("more", "says"),
     [
+        (("--crs", ""), "--crs is empty"),
+        (("--resampling", ""), "--resampling is empty"),
+        (("--source", ""), "--source is empty"),
+        (("--band", "B04", "--band", ""), "--band is empty"),
         (("--area", "x.geojson"), "exactly one"),
         (("--collection", "sentinel-2"), "SOURCE=ID"),
         (("--collection", "sentinel-2=sentinel-2-l2b"), "sentinel-2-l2a"),

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import resource
 import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import google_crc32c
 import numpy as np
 import pytest
 from archives import TOY_BOX, Toy, toy_request
 from conftest import Aef
+from numcodecs import Zstd
 
 from aefcli.cube import fetch, open_cube
+from aefcli.cube.grow import Group
+from aefcli.errors import Damaged
 from aefcli.stac import public
 
 BOX = ",".join(map(repr, (TOY_BOX.west, TOY_BOX.south, TOY_BOX.east, TOY_BOX.north)))
+GZIP = {"name": "gzip", "configuration": {"level": 5}}
 WEIGHT, RED = "sentinel-2/weight/c/0/0/0", "sentinel-2/B04/c/0/0/0"
 
 
@@ -93,6 +102,109 @@ def test_coordinates_that_do_not_decode(cube: Path, aef: Aef, file: str, command
     assert "aef repair cube.zarr" in err
 
 
+def bomb(size: int, start: bytes = b"") -> bytes:
+    """A Zstandard frame that unpacks to so many bytes, and says so."""
+    return bytes(Zstd().encode(start + bytes(size - len(start))))
+
+
+def mute(size: int) -> bytes:
+    """One that does not say how many."""
+    return b"\x28\xb5\x2f\xfd\x00\x58" + bomb(size)[9:]
+
+
+@pytest.mark.parametrize(
+    ("file", "holds"),
+    [
+        ("time/c/0", bomb(1 << 26)),
+        ("time/c/0", bomb(8)),
+        ("time/c/0", mute(24)),
+        ("scale/c/0/0", bomb(1 << 26)),
+        ("band/c/0", bomb(1 << 29)),
+        ("band/c/0", bomb(64, b"\xff\xff\xff\x3f")),  # 2 ** 30 texts
+        ("items/c/0", bomb(64, b"\xff\xff\xff\x3f")),
+    ],
+)
+def test_coordinates_that_claim_another_size(cube: Path, aef: Aef, file: str, holds: bytes) -> None:
+    (cube / "sentinel-2" / file).write_bytes(holds)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    code, out, err = aef("info", "cube.zarr")
+    assert (code, out, err.count("\n")) == (4, "", 1), err
+    assert f"{file} is of another size" in err
+    with pytest.raises(Damaged, match=f"{file} is of another size"):
+        Group.read(cube, "sentinel-2")  # what grows a cube reads it by itself
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 16, "KiB"
+
+
+DECLARED: dict[str, tuple[str, dict[str, Any]]] = {
+    "instants": ("time", {"shape": [1 << 40]}),
+    "a chunk of them": ("time", {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1 << 40]}}}),
+    "a file each": ("time", {"shape": [1 << 20]}),
+    "scales": ("scale", {"shape": [1 << 30, 5]}),
+    "packed otherwise": ("time", {"codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, GZIP]}),
+    "frames": ("B04", {"shape": [1 << 40, 51, 96]}),
+    "rows": ("B04", {"shape": [3, 1 << 40, 96]}),
+    "a chunk of pixels": (
+        "B04",
+        {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [3, 1 << 30, 1 << 30]}}},
+    ),
+    "pixels packed otherwise": ("B04", {"codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, GZIP]}),
+}
+
+
+@pytest.mark.parametrize("what", DECLARED)
+@pytest.mark.parametrize("command", ["info", "plot"])
+def test_arrays_that_declare_more_than_there_is(cube: Path, aef: Aef, what: str, command: str) -> None:
+    name, changes = DECLARED[what]
+    document = json.loads((cube / "zarr.json").read_text())
+    document["consolidated_metadata"]["metadata"][f"sentinel-2/{name}"].update(changes)
+    (cube / "zarr.json").write_text(json.dumps(document))
+    code, out, err = aef(command, "cube.zarr")
+    assert (code, out, err.count("\n")) == (4, "", 1), err
+    assert "aef repair cube.zarr" in err
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",), ("--overwrite",)])
+def test_what_its_disk_cannot_hold_is_refused_before_it_is_searched_for(
+    aef: Aef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
+) -> None:
+    """The catalog is not there: nobody looks."""
+    disk = {"f_frsize": 1 << 20, "f_bavail": 90_000, "f_blocks": 90_000, "f_files": 0, "f_favail": 0}
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(**disk))
+    code, out, err = aef(
+        "fetch", "--stac", "none.json", "--bbox", "15,46,165,80", "--period", "2023", "--source", "sentinel-2", *more
+    )
+    assert (code, out, err.count("\n")) == (6, "", 1), err
+    assert re.search(r"cube.zarr would take \d+ GB or more, and its disk has 94.4 GB free", err)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_plan_says_does_not_fit_is_refused(
+    toy: Toy, aef: Aef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two chunks would fit, the seven of the plan do not; a disk with few names left; a cube that is begun."""
+    line = ("fetch", "--stac", str(toy.catalog), "--bbox", BOX, "--period", "2023-08", "--gsd", "60",
+            "--source", "sentinel-2")  # fmt: skip
+    disk = {"f_frsize": 512, "f_bavail": 6, "f_blocks": 9, "f_files": 9, "f_favail": 9}
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(**disk))
+    for more in ((), ("--dry-run",)):
+        code, out, err = aef(*line, *more)
+        assert (code, out, err.count("\n")) == (6, "", 1), err
+    disk |= {"f_bavail": 9, "f_favail": 6}
+    code, _, err = aef(*line)
+    assert (code, "7 files or more" in err) == (6, True), err
+    assert list(tmp_path.iterdir()) == []
+    disk |= {"f_favail": 7}
+    assert aef(*line)[0] == 0
+    disk |= {"f_bavail": 0, "f_favail": 0}
+    assert aef(*line)[0] == 0, "it is there"
+    code, out, err = aef(*line, "--dry-run", "--json", "--out", "b.zarr")
+    assert (code, "free" in err) == (6, True), err
+    disk |= {"f_bavail": 9, "f_favail": 9}
+    code, out, err = aef(*line, "--dry-run", "--json", "--out", "b.zarr")
+    assert (code, err.count("\n")) == (6, 1), "it compresses less well than it might"
+    assert json.loads(out)["bytes_written"] > json.loads(out)["bytes_free"] == 9 * 512
+
+
 def test_a_picture_is_of_every_nth_pixel(cube: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from aefcli.report import cube as report
 
@@ -141,6 +253,67 @@ def test_a_ledger_that_names_files_elsewhere_is_refused(
     code, out, err = aef(*command)
     assert (code, out, err.count("\n")) == (4, "", 1), err
     assert "ledger.jsonl" in err
+
+
+@pytest.mark.parametrize(("name", "value"), [("bbox", [1, 2]), ("catalog", "https://elsewhere.org"), ("period", None)])
+def test_a_plan_of_another_request(cube: Path, aef: Aef, name: str, value: object) -> None:
+    """Repair would take it for an unfinished one, and clear the ledger away."""
+    plan, ledger = (cube.with_name("cube.zarr.build") / file for file in ("plan.json", "ledger.jsonl"))
+    document, before = json.loads(plan.read_text()), ledger.read_bytes()
+    document["request"][name] = value
+    plan.write_text(json.dumps(document))
+    (cube / RED).unlink()
+    code, out, err = aef("repair", "cube.zarr")
+    assert (code, out, err.count("\n")) == (4, "", 1), err
+    assert "plan.json" in err
+    assert ledger.read_bytes() == before
+
+
+ITEMS: list[tuple[tuple[Any, ...], object]] = [
+    (("id",), 5),
+    (("collection",), ["sentinel-2-l2a"]),
+    (("bbox",), 5),
+    (("bbox", 0), {}),
+    (("geometry", "type"), "../.."),
+    (("geometry", "coordinates", 0, 2, 1), None),
+    (("geometry", "coordinates", 0, 2, 1), float("nan")),
+    (("properties",), 5),
+    (("properties", "datetime"), 5),
+    (("properties", "proj:transform"), ["x"] * 6),
+    (("properties", "sat:orbit_state"), []),
+    (("assets", "red"), "red.tif"),
+    (("assets", "red", "href"), 5),
+]
+
+
+def changed(items: list[dict[str, Any]], where: tuple[Any, ...], value: object) -> list[dict[str, Any]]:
+    found = json.loads(json.dumps(items))
+    place = found[2]
+    for key in where[:-1]:
+        place = place[key]
+    place[where[-1]] = value
+    return found
+
+
+@pytest.mark.parametrize(("where", "value"), ITEMS, ids=str)
+def test_items_that_hold_other_types(toy: Toy, aef: Aef, tmp_path: Path, where: Any, value: object) -> None:
+    catalog = toy.saved(changed(toy.items, where, value), "odd.json")
+    code, out, err = aef("fetch", "--stac", str(catalog), "--bbox", BOX, "--period", "2023-08", "--gsd", "60")
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert "odd.json is not valid STAC" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("where", "value"), [ITEMS[3], ITEMS[7], ITEMS[-2], ITEMS[-1]], ids=str)
+def test_a_plan_whose_items_hold_other_types(cube: Path, aef: Aef, where: Any, value: object) -> None:
+    plan = cube.with_name("cube.zarr.build") / "plan.json"
+    document = json.loads(plan.read_text())
+    document["plan"]["items"]["sentinel-2"] = changed(document["plan"]["items"]["sentinel-2"], where, value)
+    plan.write_text(json.dumps(document))
+    (cube / RED).unlink()
+    code, out, err = aef("repair", "cube.zarr")
+    assert (code, out, err.count("\n")) == (4, "", 1), err
+    assert "plan.json is no plan" in err
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", "null", '{"key": 1}'])

@@ -289,6 +289,23 @@ def test_repair_asks_the_catalog_for_signatures(home: Host, place: Place, toy: T
     assert place.leaks() == []
 
 
+def test_repair_takes_the_key_that_is_not_kept(home: Host, place: Place) -> None:
+    assert place.aef(*words(home))[0] == 0
+    chunk = place.folder / "work" / "cube.zarr/sentinel-2/B04/c/0/0/0"
+    whole = chunk.read_bytes()
+    chunk.unlink()
+    code, _, err = place.aef("repair", "cube.zarr")
+    assert (code, err.count("\n")) == (2, 1), err
+    assert "wants credentials" in err
+    assert "--stac" in err
+    code, _, err = place.aef("repair", "cube.zarr", "--stac", f"{home.url}/other.json?key={KEY}")
+    assert (code, f"fetched from {home.url}/items.json" in err) == (2, True), err
+    code, _, err = place.aef("repair", "cube.zarr", "--stac", f"{home.url}/items.json?key={KEY}")
+    assert code == 0, err
+    assert chunk.read_bytes() == whole
+    assert place.leaks() == []
+
+
 def test_a_key_longer_than_a_file_name(home: Host, place: Place, toy: Toy) -> None:
     """As tokens of Azure and web tokens are."""
     home.key = KEY * 40

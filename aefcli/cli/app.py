@@ -6,13 +6,14 @@ mend becomes one line and an exit code of `errors`.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
+import typer.core
 
 from aefcli.errors import AefError, BadInput, NoResources
 
@@ -52,9 +54,71 @@ class Result:
     figures: dict[str, Any] = field(default_factory=dict)  # for --json
     lines: list[str] = field(default_factory=list)  # for a reader; without any, the outputs
     beside: list[Path] = field(default_factory=list)  # files that came with the outputs, for --json
+    error: AefError | None = None  # it failed; `figures` say more
 
 
 # --- reading options ------------------------------------------------------------------------------------------------
+
+
+class _Command(typer.core.TyperCommand):
+    """A command, whose every word is looked at here before any of them means something."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        for param in self.params:
+            for word in _each(given.get(param.name)):
+                _check(_shown(param), word, str(getattr(param, "help", None) or "").rstrip("."))
+        rest = super().parse_args(ctx, args)
+        for param in self.params:
+            name, value = _shown(param), ctx.params[param.name]
+            found = [_path(name, one) for one in value] if isinstance(value, list) else _path(name, value)
+            ctx.params[param.name] = found
+        return rest
+
+
+def _shown(param: Any) -> str:
+    """What a user calls an option or an argument: --out, CUBE."""
+    return (
+        max(param.opts, key=len)
+        if param.param_type_name == "option"
+        else re.sub(r"[][]| \.\.\.", "", param.metavar or param.name)
+    )
+
+
+def _each(given: Any) -> Sequence[str]:
+    """The words that were given for one parameter."""
+    words = given if isinstance(given, list | tuple) else [given]
+    return [word for word in words if isinstance(word, str)]
+
+
+def _check(name: str, word: str, hint: str) -> None:
+    if not word.strip():
+        raise BadInput(f"{name} is empty", hint)
+    if "\0" in word or any("\ud800" <= letter <= "\udfff" for letter in word):
+        raise BadInput(f"{name} {word!r} is not UTF-8 text", hint)
+
+
+def _path(name: str, value: Any) -> Any:
+    """A path with its ~ expanded, as no shell does in --out=~/x; refused if no file can have that name."""
+    if not isinstance(value, str | Path):
+        return value
+    found = type(value)(os.path.expanduser(value))  # noqa: PTH111 - Path's raises where there is no such home
+    if isinstance(found, Path):
+        try:
+            found.stat()
+        except OSError as error:
+            if error.errno in _NO_NAME:
+                raise BadInput(f"{name} {_short(str(found))} is no path: {error.strerror}", "give another") from error
+    return found
+
+
+_NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_NO_LEAVE = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 80 else f"{text[:60]}...{text[-17:]}")
 
 
 def on_disk(option: str, out: Path | None) -> None:
@@ -138,8 +202,10 @@ def lines(table: Table) -> list[str]:
     return [line.rstrip() for line in text.getvalue().rstrip().splitlines()]
 
 
-def _show(result: Result) -> None:
+def _show(result: Result) -> int:
     paths = [str(path) for path in result.outputs]
+    if result.error:
+        return _fail(result.error, result.figures)
     if "--json" in sys.argv:
         outputs = [*paths, *map(str, result.beside)]
         document = {"command": result.command, "status": "ok", "outputs": outputs, **result.figures}
@@ -147,20 +213,31 @@ def _show(result: Result) -> None:
     else:
         for line in paths if _quiet() else result.lines or paths:
             print(line)
+    return 0
 
 
-def _fail(error: AefError) -> int:
+def _fail(error: AefError, figures: Mapping[str, Any] | None = None) -> int:
     print(f"aef: {error}", file=sys.stderr)
-    _document(error.code, error.what, error.hint)
+    _document(error.code, error.what, error.hint, figures)
     return error.code
 
 
-def _document(code: int, what: str, hint: str = "") -> None:
+def _refused(error: OSError) -> AefError | None:
+    """What a disk that refuses means to the user; None where it is no refusal."""
+    where = f"{_short(str(error.filename))}: " if error.filename else ""
+    if error.errno in _NO_NAME:
+        return BadInput(f"{where}{error.strerror}", "give another path")
+    if error.errno in _NO_ROOM or (error.errno in _NO_LEAVE and where):
+        return NoResources(f"{where}{error.strerror}", "make room, or give another path")
+    return None
+
+
+def _document(code: int, what: str, hint: str = "", figures: Mapping[str, Any] | None = None) -> None:
     """With --json, say on stdout what went wrong."""
     if "--json" in sys.argv:
         command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
         error = {"code": code, "what": what, "hint": hint}
-        print(json.dumps({"command": command, "status": "error", "error": error}))
+        print(json.dumps({"command": command, "status": "error", "error": error, **(figures or {})}))
 
 
 def _fault(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -204,11 +281,11 @@ def main() -> NoReturn:
     # 3.3 s otherwise; on an idle machine 1.08 s against 0.96 s.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     warnings.filterwarnings("ignore", module="rasterio|odc|affine|stackstac")
+    for command in app.registered_commands:
+        command.cls = _Command
     try:
         result = typer.main.get_command(app)(standalone_mode=False)
-        if isinstance(result, Result):
-            _show(result)
-        code = result if isinstance(result, int) else 0
+        code = _show(result) if isinstance(result, Result) else result if isinstance(result, int) else 0
     except AefError as error:
         code = _fail(error)
     except usage as error:
@@ -221,6 +298,10 @@ def main() -> NoReturn:
         code = int(end.code or 0)
     except BrokenPipeError:
         code = 0
+    except OSError as error:
+        if (told := _refused(error)) is None:
+            raise
+        code = _fail(told)
     if code > 128:  # Typer, too, makes 130 of Ctrl-C
         _document(code, f"ended by {signal.Signals(code - 128).name}", "run the command again")
         _leave(code)

@@ -24,7 +24,7 @@ from aefcli.cli.app import (
     note,
     on_disk,
 )
-from aefcli.errors import BadInput, Damaged, unknown
+from aefcli.errors import AefError, BadInput, Damaged, NoResources, unknown
 from aefcli.extent import BBox, Period
 
 if TYPE_CHECKING:
@@ -135,16 +135,16 @@ def fetch(
         )
         for path, place in places.items()
     }
-    for each in asked.values():
-        cube.check(each)
+    for path, each in asked.items():
+        cube.check(each, path)
     work = cube.Work(workers or cores(), dask)
     if dry_run or most is not None:
         estimates = {path: cube.estimate(each, path, work) for path, each in asked.items()}
+        excess = _excess(estimates, most, max_bytes)
         if dry_run:
-            return _planned(estimates)
-        total = sum(found.bytes_written for found in estimates.values())
-        if most is not None and total > most:
-            raise BadInput(f"the cube would take about {_size(total)}, over --max-bytes {max_bytes}", "ask for less")
+            return _planned(estimates, excess)
+        if excess:
+            raise excess
     results = [_fetched(path, each, work, overwrite, refresh) for path, each in asked.items()]
     if len(results) == 1:
         return results[0]
@@ -241,7 +241,21 @@ def _listing(stac: str) -> Result:
     return Result("fetch", [], {"sources": figures}, lines(table))
 
 
-def _planned(estimates: Mapping[Path, Estimate]) -> Result:
+def _excess(estimates: Mapping[Path, Estimate], most: int | None, typed: str | None) -> AefError | None:
+    """What is wrong with fetching so much: more bytes than are allowed (`most`, as typed), or than are free."""
+    total = sum(found.bytes_written for found in estimates.values())
+    if most is not None and total > most:
+        return BadInput(f"the cube would take about {_size(total)}, over --max-bytes {typed}", "ask for less")
+    begin = [found for path, found in estimates.items() if not path.exists()]  # others have taken some already
+    if begin and (new := sum(found.bytes_written for found in begin)) > begin[0].bytes_free:
+        return NoResources(
+            f"the cube would take about {_size(new)}, and {_size(begin[0].bytes_free)} are free on its disk",
+            "ask for less, or name another disk with --out",
+        )
+    return None
+
+
+def _planned(estimates: Mapping[Path, Estimate], excess: AefError | None) -> Result:
     """What fetches would read and write, a row each."""
     from rich.table import Table
 
@@ -256,7 +270,7 @@ def _planned(estimates: Mapping[Path, Estimate]) -> Result:
         note(*found.notes)
     each = {str(path): found.as_dict() for path, found in estimates.items()}
     figures = next(iter(each.values())) if len(each) == 1 else {"cubes": each}
-    return Result("fetch", [], figures, lines(table))
+    return Result("fetch", [], figures, lines(table), error=excess)
 
 
 def _size(count: float) -> str:
@@ -315,14 +329,19 @@ def verify(
 
     faults, count = ledger.verify(store, cores())
     note(*(f"{fault.what}: {fault.path}" for fault in faults))
+    figures = {"files": count, "damaged": [fault.path for fault in faults]}
     if faults:
-        raise Damaged(f"{store}: {len(faults)} of {count} files are damaged or missing", f"aef repair {store}")
-    return Result("verify", [store], {"files": count}, [f"{store}: {count} files are as they were written"])
+        error = Damaged(f"{store}: {len(faults)} of {count} files are damaged or missing", f"aef repair {store}")
+        return Result("verify", [store], figures, error=error)
+    return Result("verify", [store], figures, [f"{store}: {count} files are as they were written"])
 
 
 @app.command(epilog="Example: aef repair cube.zarr")
 def repair(
     cube: Annotated[Path, typer.Argument(metavar="CUBE", help="A cube that aef fetch made.")],
+    stac: Annotated[
+        str | None, typer.Option("--stac", help="Its catalog, as typed for fetch, if the address holds a key.")
+    ] = None,
     workers: Workers = None,
     json_: Json = False,
     quiet: Quiet = False,
@@ -332,7 +351,7 @@ def repair(
     from aefcli import cube as cubes
 
     with bar("repairing") as progress:
-        done = cubes.repair(cube, cubes.Work(workers or cores()), progress)
+        done = cubes.repair(cube, cubes.Work(workers or cores()), progress, catalog=stac)
     if done.changed:
         note(f"{len(done.changed)} of {done.units} units hold other bytes than before: the archive has changed")
     figures = {"files": list(done.files), "units": done.units, "changed": list(done.changed)}

@@ -136,17 +136,20 @@ def about(cube: Cube, workers: int = 4) -> About:
     """
     import zarr
 
+    from aefcli.cube.chunks import CubeStore
+
     with whole(cube.path):
-        root = zarr.open_group(cube.path, mode="r")
+        root = zarr.open_group(CubeStore(cube.path, read_only=True), mode="r", zarr_format=3)
         sources = {name: _source(cube, name, root, workers) for name in cube.sources}
         rows = {str(name): _rows(root, str(name)) for name in cube.attrs.get("aef:points", ())}
+        request = dict(cube.attrs.get("aef:request", {}))
     return About(
         path=str(cube.path),
         format=str(cube.attrs["aef:format"]),
         key=cube.key,
         grid=_grid(cube.grid),
         period=cube.period,
-        request=cube.attrs.get("aef:request", {}),
+        request=request,
         stored=_on_disk(str(cube.path)),
         decoded=sum(source.decoded for source in sources.values()),
         sources=sources,
@@ -269,8 +272,10 @@ def _offsets(source: CubeSource) -> dict[str, int]:
 
 def _words(root: zarr.Group, name: str, what: str) -> list[str]:
     """Lineage (t) of a source; nothing where it has none."""
+    from aefcli.cube.chunks import small
+
     group = _group(root, name)
-    return [str(word) for word in group[what][:]] if what in group else []
+    return [str(word) for word in small(group[what])] if what in group else []
 
 
 def _group(root: zarr.Group, name: str) -> Any:

@@ -6,11 +6,15 @@ is damage here, not nodata: cubes hold those of nodata too. So is one that claim
 have, before memory is taken for it.
 
 Reads the one layout that `write` gives cubes; arrays of another are left to Zarr.
+
+The small arrays beside the pixels (instants, names of bands, lineage) are read by Zarr, once their files are seen to
+claim no more than their metadata declare: a file of 33 KB can ask for 1 GiB.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -22,8 +26,8 @@ from typing import Any
 import google_crc32c
 import numpy as np
 import zarr
-from numcodecs import blosc
-from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
+from numcodecs import blosc, zstd
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, VLenUTF8Codec, ZstdCodec
 from zarr.core.chunk_key_encodings import DefaultChunkKeyEncoding
 from zarr.core.metadata.v3 import RegularChunkGrid
 from zarr.storage import LocalStore
@@ -33,16 +37,93 @@ from aefcli.extent import Tile
 
 _CHECKSUM = 4  # bytes at the end of a chunk file
 _HEADER = 16  # bytes that Blosc begins with; the size of what it holds is in bytes 4 to 8
+_MOST = 1 << 28  # bytes that one chunk may unpack to; ours hold 2 MiB at most, texts of lineage some more
+_MOST_NUMBERS, _MOST_FILES = 1 << 26, 10_000  # of one small array: 170,000 texts in vectors of 384 numbers
 
 
 class CubeStore(LocalStore):
-    """A cube on disk, for Zarr: a chunk of pixels, instants or names of bands that is not there raises Damaged."""
+    """A cube on disk, for Zarr: a chunk of pixels, instants or names of bands that is not there raises Damaged.
+
+    So does a chunk of pixels that claims to hold more than any does.
+    """
 
     async def get(self, key: str, *args: Any, **kwargs: Any) -> Any:
         found = await super().get(key, *args, **kwargs)
-        if found is None and re.search(r"/c/\d+/\d+/\d+$|/(time|band)/c/0$", key):
+        pixels = re.search(r"(^|/)c/\d+/\d+/\d+$", key)
+        if found is None and (pixels or re.search(r"(^|/)(time|band)/c/0$", key)):
             raise _damaged(self.root, self.root / key, "is missing")
+        if pixels and found and int.from_bytes(found.to_bytes()[4:8], "little") > _MOST:
+            raise _damaged(self.root, self.root / key, "is of another size")
         return found
+
+
+def pixels(array: zarr.Array) -> zarr.Array:
+    """An array (t, y, x), if all that it is packed by says how much it holds. Raises Damaged."""
+    codecs = getattr(array.metadata, "codecs", ())  # none in Zarr 2
+    if len(array.shape) != 3 or tuple(map(type, codecs))[:2] != (BytesCodec, BloscCodec):
+        raise _declared(array, "is no array of pixels as cubes have them")
+    if math.prod(array.chunks) * array.dtype.itemsize > _MOST:
+        raise _declared(array, f"declares chunks of {' x '.join(map(str, array.chunks))}")
+    return array
+
+
+def small(array: zarr.Array) -> np.ndarray:
+    """All of a small array: coordinates, lineage, a column of a table.
+
+    Raises Damaged before memory is taken for one that is not small, or for a file of it that claims another size than
+    its metadata declare.
+    """
+    size = math.prod(array.chunks)
+    if len(array.shape) > 2 or max(math.prod(array.shape), size) > _MOST_NUMBERS:
+        raise _declared(array, f"declares {' x '.join(map(str, array.shape))} numbers")
+    if math.prod(counts := [-(-n // step) for n, step in zip(array.shape, array.chunks, strict=True)]) > _MOST_FILES:
+        raise _declared(array, f"declares {math.prod(counts)} files")
+    first, *rest = getattr(array.metadata, "codecs", (None,))
+    texts = isinstance(first, VLenUTF8Codec)
+    if not (texts or isinstance(first, BytesCodec)) or list(map(type, rest)) not in ([], [ZstdCodec]):
+        raise _declared(array, "is packed in a way that cubes are not")
+    for index in itertools.product(*map(range, counts)):
+        path = _folder(array).joinpath("c", *map(str, index))
+        if rest and path.exists():
+            _check(_root(array), path, texts, size if texts else size * array.dtype.itemsize)
+    return np.asarray(array[...])
+
+
+def _check(store: Path, path: Path, texts: bool, declared: int) -> None:
+    """Refuse a Zstandard file that does not hold so many texts, or so many bytes."""
+    claimed = _claimed(path.read_bytes()) if path.stat().st_size <= _MOST else None
+    if claimed is None or claimed > _MOST or not (texts or claimed == declared):
+        raise _damaged(store, path, "is of another size")
+    if texts:  # the codec takes memory for as many as their first bytes say
+        try:
+            count = int.from_bytes(zstd.decompress(path.read_bytes())[:4], "little")
+        except RuntimeError:
+            raise _damaged(store, path, "is damaged") from None
+        if count != declared:
+            raise _damaged(store, path, "is of another size")
+
+
+def _claimed(raw: bytes) -> int | None:
+    """Bytes that a Zstandard frame says it unpacks to (RFC 8878, 3.1.1.1); None where it does not say."""
+    if len(raw) < 5 or raw[:4] != b"\x28\xb5\x2f\xfd":
+        return None
+    single, kind = raw[4] >> 5 & 1, raw[4] >> 6
+    width = (single, 2, 4, 8)[kind]
+    start = 5 + (1 - single) + (0, 1, 2, 4)[raw[4] & 3]
+    return int.from_bytes(raw[start : start + width], "little") + 256 * (width == 2) if width else None
+
+
+def _root(array: zarr.Array) -> Path:
+    assert isinstance(array.store_path.store, LocalStore)
+    return array.store_path.store.root
+
+
+def _folder(array: zarr.Array) -> Path:
+    return _root(array) / array.path
+
+
+def _declared(array: zarr.Array, what: str) -> Damaged:
+    return _damaged(_root(array), _folder(array) / "zarr.json", what)
 
 
 @dataclass(frozen=True)
@@ -80,11 +161,11 @@ class Chunks:
         except FileNotFoundError:
             raise _damaged(self.store, path, "is missing") from None
         packed, checksum = raw[:-_CHECKSUM], raw[-_CHECKSUM:]
-        out = np.empty(self.size, self.dtype)
         if len(packed) < _HEADER or google_crc32c.value(packed) != int.from_bytes(checksum, "little"):
             raise _damaged(self.store, path, "is damaged")
-        if int.from_bytes(packed[4:8], "little") != out.nbytes:
+        if int.from_bytes(packed[4:8], "little") != math.prod(self.size) * self.dtype.itemsize:
             raise _damaged(self.store, path, "is of another size")
+        out = np.empty(self.size, self.dtype)
         blosc.decompress(packed, out)
         return out
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aefcli.cube.fetch import Archive, Request, check, plan, stacks_of
+from aefcli.cube.fetch import Archive, Request, check, planned
 from aefcli.cube.grid import shape_of
+from aefcli.cube.room import free
 from aefcli.cube.write import SLAB, Stack, Work, packed, quiet_warps
 from aefcli.errors import RemoteFailed
 from aefcli.extent import Tile, tiles
@@ -48,18 +48,18 @@ def estimate(request: Request, out: Path, work: Work) -> Estimate:
     The headers of a few frames' files say how large the blocks are under the slabs that a fetch would read; some slabs
     of one frame are read and packed. Raises what `fetch` would raise of the search and of reading.
     """
-    planned = plan(request)
-    stacks = stacks_of(planned["items"], check(request), request)
+    check(request, out)
+    plan, stacks = planned(request, out)
     with quiet_warps():
         samples = [_sample(stack, work.threads) for stack in stacks]
     return Estimate(
-        items=sum(map(len, planned["items"].values())),
+        items=sum(map(len, plan["items"].values())),
         frames={stack.source.name: len(stack.times) for stack in stacks},
         bytes_read=round(sum(sample.read for sample in samples)),
         bytes_written=round(sum(sample.written for sample in samples)),
-        bytes_free=_free(out),
+        bytes_free=free(out),
         seconds=sum(sample.seconds for sample in samples),
-        notes=tuple(planned["notes"]),
+        notes=tuple(plan["notes"]),
     )
 
 
@@ -160,8 +160,3 @@ def _size(file: Any, row: int, column: int) -> int:
     """Bytes of one block as it lies in the file; 0 for one that is not there."""
     found = file.get_tag_item(f"BLOCK_SIZE_{column}_{row}", "TIFF", bidx=1)
     return int(found) if found else 0
-
-
-def _free(out: Path) -> int:
-    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    return shutil.disk_usage(there).free

@@ -6,6 +6,7 @@ Sources: `sources.md`, `stores.md`.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -16,15 +17,16 @@ import numpy as np
 from aefcli import ledger
 from aefcli.cube.derive import slope_and_aspect
 from aefcli.cube.frames import DECIDED, Frame, frames_of, is_doubtful, keep, offset_of
-from aefcli.cube.grid import check_gsd, coarser, factor, grid_attrs, grid_from, grid_of
+from aefcli.cube.grid import check_gsd, coarser, factor, grid_attrs, grid_from, grid_of, shape_of
 from aefcli.cube.grow import FinishedCube
 from aefcli.cube.load import Loading, load
 from aefcli.cube.offsets import doubts
+from aefcli.cube.room import check_room, chunks_in, fewest
 from aefcli.cube.store import open_cube
 from aefcli.cube.write import FORMAT, Part, Parts, Progress, Stack, Work, Written, layers_of, reach, write
-from aefcli.errors import BadInput, unknown
+from aefcli.errors import BadInput, Damaged, unknown
 from aefcli.extent import BBox, Period, Tile, to_ms
-from aefcli.sources import SOURCES, Band, Source
+from aefcli.sources import INPUTS, SOURCES, Band, Source
 
 if TYPE_CHECKING:
     import pystac
@@ -142,7 +144,7 @@ def fetch(
     and grows by what is new. Raises BadInput before anything is written, RemoteFailed (resumable) when data cannot be
     read.
     """
-    grid = check(request)
+    grid = check(request, out)
     before = None if overwrite else FinishedCube.at(out)
     attached = before.attached if before else {}
     asked = request.as_dict() | ({"attached": attached} if attached else {})
@@ -151,13 +153,14 @@ def fetch(
     @cache
     def search() -> dict[str, Any]:
         reach(work)  # before anything is written
-        return plan(request, attached)
+        return planned(request, out, attached)[0]
 
     if before and not _grows(before, asked, refresh, search):
         before = None
     with ledger.build(out, asked, lambda: _frozen(search()), overwrite=overwrite or before is not None) as build:
         items = build.plan["items"] if build.complete else addressed(build.plan, search)
-        stacks = stacks_of(items, grid, request)
+        with plan_of(out):
+            stacks = stacks_of(items, grid, request)
         done = Written(0, 0, ())
         if not build.complete:
             tables, old = {}, None
@@ -189,8 +192,11 @@ def _grows(
     return bool(begin <= start and end <= finish)  # ISO dates in one zone sort as they follow
 
 
-def check(request: Request) -> GeoBox:
-    """The cube's grid; refuses what no catalog could answer, before anything is asked of one."""
+def check(request: Request, out: Path | None = None) -> GeoBox:
+    """The cube's grid; refuses what no catalog could answer, before anything is asked of one.
+
+    Of a cube that is to be written to `out`, also what no disk there could hold, whichever source it is of.
+    """
     check_gsd(request.gsd)
     for name in (*request.sources, *request.collections):
         if name not in SOURCES:
@@ -210,7 +216,32 @@ def check(request: Request) -> GeoBox:
     ):
         if value not in allowed:
             raise unknown(option, value, allowed)
-    return request.grid if request.grid is not None else grid_of(request.bbox, request.gsd, request.crs)
+    grid = request.grid if request.grid is not None else grid_of(request.bbox, request.gsd, request.crs)
+    if out is not None:
+        names = request.sources or (*INPUTS, *request.collections)
+        coarsest = max(factor(SOURCES[name].gsd, grid.resolution.x) for name in names)
+        check_room(out, fewest(shape_of(grid), coarsest))
+    return grid
+
+
+@contextmanager
+def plan_of(path: Path) -> Iterator[None]:
+    """What a plan on disk lacks, or holds of other types, raises Damaged."""
+    try:
+        yield
+    except (LookupError, ValueError, TypeError, AttributeError) as error:
+        raise Damaged(
+            f"{ledger.records_of(path) / 'plan.json'} is no plan: {type(error).__name__} {error}",
+            "aef fetch --overwrite plans anew",
+        ) from error
+
+
+def planned(request: Request, out: Path, attached: Container[str] = ()) -> tuple[dict[str, Any], list[Stack]]:
+    """The plan of a cube that its disk can hold, and its stacks."""
+    found = plan(request, attached)
+    stacks = stacks_of(found["items"], check(request), request)
+    check_room(out, chunks_in(stacks))
+    return found, stacks
 
 
 def plan(request: Request, attached: Container[str] = ()) -> dict[str, Any]:
@@ -332,6 +363,7 @@ def _decided(item: pystac.Item, source: Source, request: Request) -> dict[str, A
 def _trim(item: pystac.Item, source: Source, catalog: Catalog) -> pystac.Item:
     """The item with the assets that this source reads, each under the first of its names, and no links."""
     item = item.clone()
+    item.properties.pop(DECIDED, None)  # ours to say
     found = {first: next((key for key in names if key in item.assets), None) for first, names in _names(source).items()}
     item.assets = {first: item.assets[key] for first, key in found.items() if key}
     for asset in item.assets.values():
@@ -349,7 +381,9 @@ def _stack_of_items(name: str, items: Sequence[Mapping[str, Any]], grid: GeoBox,
     """The frames of one source as a stack whose slabs are read from the archive when asked for."""
     import pystac
 
-    found = [pystac.Item.from_dict(dict(item)) for item in items]
+    from aefcli.stac import sound
+
+    found = [sound(pystac.Item.from_dict(dict(item))) for item in items]
     source = request.source(name, str(found[0].collection_id))
     frames = frames_of(found, source)
     cells = coarser(grid, factor(source.gsd, grid.resolution.x))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _SNAP = 30  # metres; every source's cells nest in it at 10 m
 _COARSEST = 1000  # metres; beyond, use cells of 1280 m (sources.md)
+_LONGEST_ID = 200  # bytes; a name on disk has 255, of which some go to what stands beside it
 
 
 def grid_of(bbox: BBox, gsd: float, crs: str | None = None) -> GeoBox:
@@ -103,6 +104,8 @@ def grid_like(path: Path) -> GeoBox:
         raise BadInput(f"--like {path} has no CRS", "give a raster with one")
     _projected(str(grid.crs))
     step = grid.transform
+    if not all(map(math.isfinite, step)):
+        raise BadInput(f"--like {path} lies nowhere: its transform is {tuple(step)[:6]}", "give another, or --bbox")
     if step.b or step.d or step.e >= 0 or not math.isclose(step.a, -step.e):
         raise BadInput(f"--like {path} is not north up with square cells", "give another, or --bbox")
     check_gsd(step.a)
@@ -122,7 +125,7 @@ def outline(grid: GeoBox) -> BBox:
 def box_around(lon: Sequence[float], lat: Sequence[float]) -> BBox:
     """The narrowest box around points; of longitudes on both sides of 180 degrees, across it."""
     east = [value % 360 for value in lon]
-    across = max(lon) - min(lon) > 180 and max(east) - min(east) < 180
+    across = max(lon) - min(lon) > 180 and 0 < max(east) - min(east) < 180  # 0: all around the globe
     west, far = (min(east), max(east)) if across else (min(lon), max(lon))
     return BBox(west, min(lat), far - 360 if across and far > 180 else far, max(lat))
 
@@ -132,6 +135,8 @@ def areas(path: Path) -> dict[str, tuple[BBox, str]]:
 
     The id is a column `id` or `name`, or the number of the row from 1; it becomes the name of a cube.
     """
+    import warnings
+
     import geopandas
     from pyogrio.errors import CRSError, DataSourceError
     from shapely import get_coordinates
@@ -143,8 +148,10 @@ def areas(path: Path) -> dict[str, tuple[BBox, str]]:
         # GDAL would open whatever the file is, and what that names: other files, other hosts.
         if path.read_bytes()[:16] != b"SQLite format 3\0":
             json.loads(path.read_text())
-        table = geopandas.read_file(path)
-    except (DataSourceError, CRSError, GEOSException, ValueError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of outlines that do not close: checked below
+            table = geopandas.read_file(path)
+    except (DataSourceError, CRSError, GEOSException, ValueError, RecursionError) as error:
         raise BadInput(f"--area {path} is neither GeoJSON nor GeoPackage: {error}", "give one of polygons") from error
     if table.crs is None:
         raise BadInput(f"--area {path} has no CRS", "save it with one")
@@ -154,10 +161,11 @@ def areas(path: Path) -> dict[str, tuple[BBox, str]]:
     names = [str(value) for value in (table[column] if column else range(1, len(table) + 1))]
     found = {}
     for name, shape in zip(names, table.geometry.to_crs(4326), strict=True):
-        if not re.fullmatch(r"[\w-][\w.-]*", name) or name in found:
+        if not re.fullmatch(r"[\w-][\w.-]*", name) or len(name.encode()) > _LONGEST_ID or name in found:
+            shown = name if len(name) <= 60 else name[:57] + "..."
             raise BadInput(
-                f"--area {path}: {name!r} {'comes twice' if name in found else 'is no name for a cube'}",
-                "ids become file names: letters, digits, dots, - and _",
+                f"--area {path}: {shown!r} {'comes twice' if name in found else 'is no name for a cube'}",
+                f"ids become file names: letters, digits, dots, - and _, at most {_LONGEST_ID} bytes",
             )
         if shape is None or shape.geom_type not in ("Polygon", "MultiPolygon") or shape.is_empty:
             raise BadInput(f"--area {path}: {name} is no polygon", "give polygons")

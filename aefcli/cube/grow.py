@@ -18,8 +18,8 @@ import numpy as np
 from aefcli import ledger
 from aefcli.cube.dataset import check_nested, fingerprint, stack_of_dataset
 from aefcli.cube.grid import coarser, grid_from, shape_of
-from aefcli.cube.write import COLLECTION, Old, Part, Parts, Reader, Stack, Work, chunk_files, chunks_of, write
-from aefcli.errors import BadInput, Damaged
+from aefcli.cube.write import COLLECTION, Old, Part, Parts, Reader, Stack, Work, chunks_of, write
+from aefcli.errors import BadInput
 from aefcli.extent import Period, Tile
 from aefcli.sources import source as source_of
 
@@ -190,17 +190,20 @@ class Group:
     def read(cls, path: Path, name: str) -> Group:
         import zarr
 
-        group = zarr.open_group(path / name, mode="r", use_consolidated=False)
+        from aefcli.cube.chunks import CubeStore, small
+
+        store = CubeStore(path, read_only=True)
+        group = zarr.open_group(store, path=name, mode="r", zarr_format=3, use_consolidated=False)
         arrays: dict[str, zarr.Array] = dict(group.arrays())
         layers = {key: (str(array.dtype), array.fill_value.item()) for key, array in arrays.items() if array.ndim == 3}
         along = [key for key, array in arrays.items() if _dims(array) == ("time",) and key != "time"]
         return cls(
-            times=np.asarray(arrays["time"][:]).astype("int64"),
-            delivered=np.asarray(arrays["delivered"][:]).astype(bool),
-            scale=np.asarray(arrays["scale"][:]),
-            offset=np.asarray(arrays["offset"][:]),
-            labels=tuple(str(label) for label in np.asarray(arrays["band"][:])),
-            lineage={key: _words(np.asarray(arrays[key][:])) for key in along},
+            times=small(arrays["time"]).astype("int64"),
+            delivered=small(arrays["delivered"]).astype(bool),
+            scale=small(arrays["scale"]),
+            offset=small(arrays["offset"]),
+            labels=tuple(str(label) for label in small(arrays["band"])),
+            lineage={key: _words(small(arrays[key])) for key in along},
             layers=layers,
             cell=float(str(arrays["spatial_ref"].attrs["GeoTransform"]).split()[1]),
             shape=arrays["weight"].shape,
@@ -245,18 +248,12 @@ class _FromCube:
         """One variable of frames that the cube has."""
         import zarr
 
-        places = np.array([self.places[frame] for frame in frames], dtype="int64")
-        array = zarr.open_array(self.group / name, mode="r")
-        self._check(array, name, places, tile)
-        return np.asarray(array.oindex[(places, *tile.slices)])
+        from aefcli.cube.chunks import CubeStore, pixels
 
-    def _check(self, array: zarr.Array, name: str, places: np.ndarray, tile: Tile) -> None:
-        """A chunk that is not there would read as nodata."""
-        for start in sorted({place - place % array.chunks[0] for place in places.tolist()}):
-            region = (slice(start, min(start + array.chunks[0], array.shape[0])), *tile.slices)
-            for file in chunk_files(self.group / name, array, region):
-                if not file.exists():
-                    raise Damaged(f"{file} is missing", "aef verify lists all, aef repair fetches them again")
+        places = np.array([self.places[frame] for frame in frames], dtype="int64")
+        store = CubeStore(self.group.parent, read_only=True)
+        array = pixels(zarr.open_array(store, path=f"{self.group.name}/{name}", mode="r"))
+        return np.asarray(array.oindex[(places, *tile.slices)])
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aefcli import ledger
-from aefcli.cube.fetch import Request, addressed, check, plan, stacks_of
+from aefcli.cube.fetch import Request, addressed, check, plan, plan_of, stacks_of
 from aefcli.cube.grow import FinishedCube
 from aefcli.cube.write import Parts, Progress, Work, close, made, masked, storing, template, units_of
 from aefcli.errors import BadInput, Damaged
@@ -24,9 +24,12 @@ class Repaired:
     changed: tuple[str, ...]  # the archive is no longer what it was
 
 
-def repair(path: Path, work: Work | None = None, progress: Progress | None = None) -> Repaired:
+def repair(
+    path: Path, work: Work | None = None, progress: Progress | None = None, *, catalog: str | None = None
+) -> Repaired:
     """Fetch the damaged and missing units of a cube again, and write its metadata anew where they are wrong.
 
+    `catalog`: that of the cube, with the key that its address needs, which is written down nowhere.
     Raises BadInput where the cube, or the source that is damaged, was not fetched; RemoteFailed where the archive
     cannot be read; Damaged where metadata cannot be made as they were.
     """
@@ -37,12 +40,19 @@ def repair(path: Path, work: Work | None = None, progress: Progress | None = Non
     assert record is not None
     if "catalog" not in record.request:
         raise BadInput(f"{path} was not fetched: it cannot be made again from a catalog", "write it again")
-    request = Request.from_dict(record.request)
-    attached = dict(record.request.get("attached", {}))
+    with plan_of(path):
+        request, attached = Request.from_dict(record.request), dict(record.request.get("attached", {}))
+        grid = check(request)
+    if catalog is not None:
+        asked = replace(request, catalog=catalog)
+        if asked.as_dict()["catalog"] != record.request["catalog"]:
+            raise BadInput(f"{path} was fetched from {request.catalog}", "--stac takes that address, with its key")
+        request = asked
     _refuse_attached(path, faults, attached)
     with ledger.reopen(path) as build, storing(path):
-        grid, items = check(request), addressed(build.plan, lambda: plan(request, attached))
-        stacks = stacks_of(items, grid, request)
+        items = addressed(build.plan, lambda: plan(request, attached))
+        with plan_of(path):
+            stacks = stacks_of(items, grid, request)
         if any(fault.unit is None for fault in faults):
             _metadata(path, build, Parts(grid, request.period, stacks, {}, record.request), attached, faults)
         wrong = {fault.unit for fault in faults if fault.unit}

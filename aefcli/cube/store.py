@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aefcli import ledger
-from aefcli.cube.grid import grid_from
+from aefcli.cube.grid import grid_from, shape_of
 from aefcli.cube.write import COLLECTION, FORMAT
 from aefcli.errors import BadInput, Damaged
 from aefcli.extent import Period, Tile
@@ -102,7 +102,7 @@ def open_cube(path: Path) -> Cube:
     if not path.exists():
         raise BadInput(f"there is no cube {path}", "aef fetch --stac ... --bbox ... --period ... makes one")
     try:
-        root = zarr.open_group(CubeStore(path, read_only=True), mode="r")
+        root = zarr.open_group(CubeStore(path, read_only=True), mode="r", zarr_format=3)
     except (FileNotFoundError, ValueError, TypeError) as error:
         raise BadInput(f"{path} is no Zarr store", "aef fetch makes a cube") from error
     attrs: dict[str, Any] = dict(root.attrs)
@@ -124,7 +124,7 @@ def whole(path: Path) -> Iterator[None]:
     """Metadata and coordinates that lack what `write` gives them, or do not decode, raise Damaged."""
     try:
         yield
-    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError) as error:
         raise Damaged(
             f"{path} holds metadata or coordinates that cannot be read: {type(error).__name__} {error}",
             f"aef verify {path} names them, aef repair {path} mends them",
@@ -132,6 +132,8 @@ def whole(path: Path) -> Iterator[None]:
 
 
 def _open_source(root: zarr.Group, name: str, grid: GeoBox) -> CubeSource:
+    from aefcli.cube import chunks
+
     source = SOURCES[name].of(str(root[name].attrs.get(COLLECTION, "")))
     bands = tuple(band.name for band in source.bands if f"{name}/{band.name}" in root)
 
@@ -139,15 +141,16 @@ def _open_source(root: zarr.Group, name: str, grid: GeoBox) -> CubeSource:
         return root[f"{name}/{key}"]
 
     def values(key: str) -> np.ndarray:
-        return np.asarray(array(key)[:])
+        return chunks.small(array(key))
 
-    arrays = {key: array(key) for key in (*bands, "weight")}
-    if len({found.shape for found in arrays.values()}) != 1:
-        raise Damaged(f"the arrays of {name} differ in shape", "fetch it again with --overwrite")
+    arrays = {key: chunks.pixels(array(key)) for key in (*bands, "weight")}
     labels = [str(label) for label in values("band")]
     index = [labels.index(band) for band in bands]
     cell = float(str(array("spatial_ref").attrs["GeoTransform"]).split()[1])
-    times = values("time").astype("int64")
+    times, factor = values("time").astype("int64"), round(cell / grid.resolution.x)
+    rows, columns = (-(-count // factor) for count in shape_of(grid))
+    if {found.shape for found in arrays.values()} != {(len(times), rows, columns)}:
+        raise ValueError(f"the arrays of {name} are not of {len(times)} frames of {rows} x {columns} cells")
     known = [_numbers(values(key)) if f"{name}/{key}" in root else np.zeros(len(times)) for key in source.meta]
     return CubeSource(
         source=source,
@@ -157,7 +160,7 @@ def _open_source(root: zarr.Group, name: str, grid: GeoBox) -> CubeSource:
         scale=values("scale")[:, index],
         offset=values("offset")[:, index],
         meta=np.array(known, dtype="float32").reshape(len(source.meta), len(times)).T,
-        factor=round(cell / grid.resolution.x),
+        factor=factor,
         arrays=arrays,
     )
 

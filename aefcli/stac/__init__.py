@@ -6,10 +6,10 @@ what of them may be shown. `web` reads documents, with retries and bounds. Reads
 reach the network. Traps and their sources: `sources.md`.
 """
 
-from aefcli.stac.catalog import NAMED, Catalog, Offer, instant, missing_credentials, open_catalog
+from aefcli.stac.catalog import NAMED, Catalog, Offer, instant, missing_credentials, open_catalog, sound
 from aefcli.stac.hrefs import plain, public, vet_redirect
 
 __all__ = [
     "NAMED", "Catalog", "Offer", "instant", "missing_credentials", "open_catalog", "plain", "public",
-    "vet_redirect",
+    "sound", "vet_redirect",
 ]  # fmt: skip

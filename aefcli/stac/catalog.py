@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -131,7 +132,7 @@ class Catalog:
         Without a period all of them: a static source (`Source.static`) is searched so, and `keep` chooses the years.
         """
         with reaching(self.href):
-            found = {item.id: item for item in self._candidates(collection, bbox, period)}
+            found = {item.id: sound(item) for item in self._candidates(collection, bbox, period)}
             items = [item for item in found.values() if period is None or period.start <= instant(item) < period.end]
             for item in items:
                 item.make_asset_hrefs_absolute()
@@ -242,9 +243,54 @@ def _parse(text: bytes, href: str) -> dict[str, Any]:
 
 def _item(feature: dict[str, Any], href: str) -> pystac.Item:
     """An item of a collection at `href`, to which its hrefs are relative if it does not say where it is."""
-    item = pystac.Item.from_dict(feature)
+    item = sound(pystac.Item.from_dict(feature))
     item.set_self_href(item.get_self_href() or href)
     return item
+
+
+def sound(item: pystac.Item) -> pystac.Item:
+    """The item, if what fetching reads of it is of the types that STAC demands. Raises ValueError or TypeError.
+
+    pystac takes items as they are; what is wrong with one would come to light anywhere after.
+    """
+    from numpy import isfinite
+    from shapely import get_coordinates
+    from shapely.geometry import shape
+
+    fields = [item.properties, *(asset.extra_fields for asset in item.assets.values())]
+    for what, value, fits in (
+        ("id", item.id, isinstance(item.id, str) and item.id),
+        ("collection", item.collection_id, isinstance(item.collection_id, str | None)),
+        ("bbox", item.bbox, item.bbox is None or (_numbers(item.bbox) and len(item.bbox) in (4, 6))),
+        *(("href", asset.href, isinstance(asset.href, str)) for asset in item.assets.values()),
+        *(
+            (key, value[key], _numbers(value[key]) and len(value[key]) >= least)
+            for value in fields
+            for key, least in (("proj:transform", 6), ("proj:shape", 2), ("proj:bbox", 4))
+            if value.get(key) is not None
+        ),
+        *(
+            (key, value[key], isinstance(value[key], kind))
+            for value in fields
+            for key, kind in (("proj:epsg", int), ("proj:code", str), ("sat:orbit_state", str))
+            if value.get(key) is not None
+        ),
+    ):
+        if not fits:
+            raise ValueError(f"the {what} of item {_typed(str(item.id))} is {_typed(repr(value))}")
+    if item.geometry is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of numbers that are none
+            if not isfinite(get_coordinates(shape(item.geometry))).all():
+                raise ValueError(f"the geometry of item {_typed(item.id)} holds numbers that are not finite")
+    return item
+
+
+def _numbers(values: Any) -> bool:
+    """Whether it is a list of finite numbers."""
+    return isinstance(values, list | tuple) and all(
+        isinstance(value, int | float) and abs(value) < 1e300 for value in values
+    )
 
 
 def _is_parquet(href: str) -> bool:

@@ -18,6 +18,7 @@ from pystac_client.errors import ClientTypeError
 from pystac_client.exceptions import APIError
 from pystac_client.stac_api_io import StacApiIO
 from pystac_client.warnings import PystacClientWarning
+from shapely.errors import ShapelyError
 from urllib3 import Retry
 
 from aefcli.errors import AefError, BadInput, RemoteFailed
@@ -96,7 +97,10 @@ def _patiently(ask: Callable[[], T]) -> T:
 def _refused(href: str, status: int) -> NoReturn:
     """One line for an answer that is no document."""
     if status in (401, 403):
-        raise BadInput(f"{public(href)} answers {status}: it wants credentials")
+        raise BadInput(
+            f"{public(href)} answers {status}: it wants credentials",
+            "a key belongs in the address at --stac, as in --stac 'https://...?key=...'; it is written down nowhere",
+        )
     if 400 <= status < 500 and status not in (408, 429):
         raise BadInput(f"{public(href)} answers {status}", "check the address")
     raise RemoteFailed(f"{public(href)} answers {status}", "run the same command again")
@@ -169,7 +173,7 @@ def _taken(response: requests.Response, most: int) -> bytes:
 # What the libraries raise about what cannot be reached, and about documents that lack what STAC demands, or hold
 # another type of it.
 _UNREACHED = (APIError, requests.RequestException, OSError)
-_BROKEN = (pystac.STACError, pystac.STACTypeError, LookupError, ValueError, TypeError, AttributeError)
+_BROKEN = (pystac.STACError, pystac.STACTypeError, ShapelyError, LookupError, ValueError, TypeError, AttributeError)
 _UNABLE = (NotImplementedError, RecursionError, PystacClientWarning, ClientTypeError)
 
 
