@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from aefcli.batch import DAY, Batch, Frames, Text, make_batch, stack
-from aefcli.cube import Cube, CubeSource, valid
+from aefcli.cube import Cube, CubeSource
 from aefcli.errors import BadInput
 from aefcli.extent import Period, Tile
 from aefcli.recipe import Recipe
-from aefcli.sources import SOURCES, transform
+from aefcli.sources import SOURCES, transform, valid
 from aefcli.text import Drawn, Placed, Texts, draw, on
 
 _CLIP = 6.0  # sigmas

@@ -371,3 +371,11 @@ def transform(values: Any, kind: Transform) -> Any:
     if kind == "amplitude":
         return 20 * np.log10(values) - 83
     return values
+
+
+def valid(stored: np.ndarray, nodata: float) -> np.ndarray:
+    """True where a value was delivered. NaN is never one, whatever the provider's nodata."""
+    import numpy as np
+
+    delivered = np.ones(stored.shape, bool) if math.isnan(nodata) else stored != nodata
+    return delivered & np.isfinite(stored) if stored.dtype.kind == "f" else delivered

@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 import pystac
 import pytest
+import rasterio
 from affine import Affine
 from archives import DAYS, ORIGIN, OVERLAP, SIDE, Toy, canvas, write_tif
 from faults import Faults, fault_server
 from odc.geo.geobox import GeoBox
+from rasterio.enums import Resampling
+from rasterio.warp import reproject
 
 from aefcli.cube import frames_of
 from aefcli.cube.frames import Frame
@@ -140,6 +143,39 @@ def test_loaders_agree_on_kinds_of_numbers_and_nodata(
     assert (read == nodata).any()
     assert len(np.unique(read)) > 50
     assert ((read >= 1) & (read < 200) | (read == nodata)).all()  # nothing is blended with nodata
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize("how", ["nearest", "bilinear"])
+@pytest.mark.parametrize("times", [2, 3, 5])
+def test_windows_on_a_finer_grid_are_parts_of_one_warp(
+    tmp_path: Path, toy: Toy, times: int, how: str, dtype: str
+) -> None:
+    """Cells that are whole numbers of the grid's are not warped, but enlarged while they are read."""
+    rng = np.random.default_rng(times)
+    values = rng.integers(1, 250, (SIDE, SIDE)).astype(dtype)
+    values[-30:-20, 20:30] = 0  # beside which a warp is due
+    write_tif(tmp_path / "a.tif", values, left=ORIGIN[0])
+    item = copy.deepcopy(toy.items[0])
+    item["assets"]["red"]["href"] = str(tmp_path / "a.tif")
+    frames, side = frames_from([item]), SIDE * times + 40
+    fine = Affine(60 / times, 0, ORIGIN[0] - 20 * 60 / times, 0, -60 / times, ORIGIN[1] + 20 * 60 / times)
+    whole = np.zeros((side, side), dtype)
+    with rasterio.open(tmp_path / "a.tif") as file:
+        reproject(
+            rasterio.band(file, 1),
+            whole,
+            dst_transform=fine,
+            dst_crs=file.crs,
+            dst_nodata=0,
+            resampling=Resampling[how],
+        )
+    for _ in range(12):
+        top, left = (int(number) for number in rng.integers(0, side - 50, 2))
+        rows, columns = slice(top, top + 50), slice(left, left + 47)
+        grid = GeoBox((side, side), fine, "EPSG:32633")[rows, columns]
+        read, _ = load(frames, "red", dtype, 0, how, grid, Loading())
+        np.testing.assert_allclose(read[0], whole[rows, columns], rtol=1e-6 if dtype == "float32" else 0)
 
 
 def test_loaders_agree_on_nan(tmp_path: Path, toy: Toy) -> None:

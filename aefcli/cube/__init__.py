@@ -25,7 +25,7 @@ from aefcli.cube.grid import areas, check_gsd, factor, grid_attrs, grid_from, gr
 from aefcli.cube.grow import add_source
 from aefcli.cube.mend import Repaired, repair
 from aefcli.cube.store import Cube, CubeSource, open_cube
-from aefcli.cube.write import Work, chunk_files, valid
+from aefcli.cube.write import Work, chunk_files
 
 __all__ = [
     "Cube",
@@ -53,6 +53,5 @@ __all__ = [
     "open_cube",
     "outline",
     "repair",
-    "valid",
     "write_cube",
 ]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +21,7 @@ from aefcli import ledger
 from aefcli.cube.grid import grid_attrs, shape_of
 from aefcli.errors import BadInput, NoResources
 from aefcli.extent import Period, Tile, tiles
-from aefcli.sources import Source
+from aefcli.sources import Source, valid
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -156,15 +158,20 @@ def made(
     """Make units, a few in flight so that memory is bounded: each with its files and masked assets, as it gets done."""
     names = iter(units)
     running: dict[Future[tuple[list[Path], tuple[str, ...]]], str] = {}
+
+    def start() -> None:
+        for name in islice(names, at_once - len(running)):
+            running[pool.submit(write_slab, store, *units[name], work.threads)] = name
+
     with quiet_warps(), _executor(work) as (pool, at_once):
         try:
-            while True:
-                for name in islice(names, at_once - len(running)):
-                    running[pool.submit(write_slab, store, *units[name], work.threads)] = name
-                if not running:
-                    return
-                for done in wait(running, return_when=FIRST_COMPLETED).done:
-                    yield (running.pop(done), *done.result())
+            start()
+            while running:
+                ready = [
+                    (running.pop(done), *done.result()) for done in wait(running, return_when=FIRST_COMPLETED).done
+                ]
+                start()  # so that the next is made while these are hashed
+                yield from ready
         finally:
             for future in running:
                 future.cancel()
@@ -324,7 +331,7 @@ def _group(path: Path, stack: Stack) -> None:
     variables: dict[str, Any] = {
         name: (
             dims,
-            da.full(shape, fill, dtype=dtype, chunks=CHUNK),
+            da.full(shape, fill, dtype=dtype, chunks=-1),
             {} if math.isnan(fill) else {"nodata": fill},
         )
         for name, (dtype, fill) in stack.layers.items()
@@ -362,6 +369,7 @@ def write_slab(store: Path, stack: Stack, when: slice, tile: Tile, threads: int)
     """
     import zarr
 
+    _few_arenas()
     missing: set[str] = set()
 
     def put(name: str, values: np.ndarray | float) -> list[Path]:
@@ -387,6 +395,13 @@ def write_slab(store: Path, stack: Stack, when: slice, tile: Tile, threads: int)
         files = [file for future in done for file in future.result()]
         files += [file for name, values in left.items() for file in put(name, values)]
     return sorted(files), tuple(sorted(missing))
+
+
+@cache
+def _few_arenas() -> None:
+    """Keep glibc from giving each thread a heap of its own, which keeps what it ever held: a tenth of the peak."""
+    with suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX
 
 
 def packed(stack: Stack, frames: np.ndarray, tile: Tile) -> int:
@@ -445,9 +460,3 @@ class Clear:
     def weight(self) -> np.ndarray:
         """uint8 (t, y, x): 1 clear, 0 not."""
         return self.pixels.view("uint8")
-
-
-def valid(stored: np.ndarray, nodata: float) -> np.ndarray:
-    """True where a value was delivered. NaN is never one, whatever the provider's nodata."""
-    delivered = np.ones(stored.shape, bool) if math.isnan(nodata) else stored != nodata
-    return delivered & np.isfinite(stored) if stored.dtype.kind == "f" else delivered

@@ -313,7 +313,7 @@ def _pair(cube: Cube) -> tuple[str, str] | None:
 
 def _physical(source: CubeSource, bands: Sequence[str], frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Physical values float32 (t, y, x, band) of every n-th pixel, and whether all were delivered (t, y, x)."""
-    from aefcli.cube import valid
+    from aefcli.sources import valid
 
     values, there = [], []
     for band in bands:
