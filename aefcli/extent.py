@@ -138,9 +138,19 @@ class Tile:
         return self.bottom - self.top, self.right - self.left
 
 
-def tiles(shape: tuple[int, int], size: int) -> Iterator[Tile]:
-    """Cut a grid of `shape` (rows, columns) into tiles of `size` px, row by row; those at the far edges are smaller."""
-    height, width = shape
-    for top in range(0, height, size):
-        for left in range(0, width, size):
-            yield Tile(top, left, min(top + size, height), min(left + size, width))
+def tiles(shape: tuple[int, int], size: int, least: int = 1) -> Iterator[Tile]:
+    """Cut a grid of `shape` (rows, columns) into tiles of `size` px, row by row.
+
+    Those at the far edges are smaller; what would be less than `least` px there is left to its neighbour.
+    """
+    rows, columns = (_cuts(extent, size, least) for extent in shape)
+    for top, bottom in rows:
+        for left, right in columns:
+            yield Tile(top, left, bottom, right)
+
+
+def _cuts(extent: int, size: int, least: int) -> list[tuple[int, int]]:
+    starts = list(range(0, extent, size))
+    if len(starts) > 1 and extent - starts[-1] < least:
+        starts.pop()
+    return list(zip(starts, [*starts[1:], extent], strict=False))

@@ -81,19 +81,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
     parser.add_argument("--quick", action="store_true", help="small archive, one repeat: only to see it run")
+    parser.add_argument("--latency", type=float, default=0, help="milliseconds before each answer of the server (0)")
     parser.add_argument("--repeats", type=int, default=REPEATS, help=f"of which the median is taken ({REPEATS})")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         repeats = 1 if chosen.quick else chosen.repeats
-        run(Path(folder), QUICK if chosen.quick else Size(), repeats).show(chosen.json)
+        run(Path(folder), QUICK if chosen.quick else Size(), repeats, chosen.latency / 1000).show(chosen.json)
 
 
-def run(folder: Path, size: Size, repeats: int) -> Result:
+def run(folder: Path, size: Size, repeats: int, latency: float = 0) -> Result:
+    """`latency`: seconds before each answer."""
     from bench.measure import Check, Result
 
     (folder / "archive").mkdir()
     write_archive(folder / "archive", size)
-    with server(folder / "archive") as url:
+    with server(folder / "archive", latency) as url:
         runs: dict[str, list[Run]] = {kind: [] for kind in KINDS}
         for turn in range(repeats):
             for kind in KINDS:
@@ -113,7 +115,8 @@ def run(folder: Path, size: Size, repeats: int) -> Result:
         "area": areas["8x"].peak / areas["1x"].peak,
     }
     rows = [(kind, *each.cells(), kind if kind in correct else "") for kind, each in middle.items()]
-    title = f"{size.dates} dates x 2 tiles, 6 assets, box of {size.box[0]} px, median of {repeats}, {THREADS} threads"
+    title = f"{size.dates} dates x 2 tiles, 6 assets, box of {size.box[0]} px, {1000 * latency:g} ms to an answer"
+    title += f", median of {repeats}, {THREADS} threads"
     notes = {"runs": {kind: asdict(each) for kind, each in middle.items()}}
     return Result(
         "fetch", title, ("seconds", "CPU s", "peak MiB", "MiB served", "requests"), rows, ratios, correct, notes
@@ -204,14 +207,16 @@ def odc_alone(request: Request, out: Path) -> None:
     from zarr.codecs import BloscCodec, Crc32cCodec
 
     from aefcli.cube import grid_of
-    from aefcli.cube.write import CHUNK, SLAB
+    from aefcli.cube.write import CHUNK, slabs
 
+    grid = grid_of(request.bbox, request.gsd)
+    rows, columns = next(iter(slabs(grid))).shape
     data = odc.stac.load(
         found(request),
         bands=list(BANDS),
-        geobox=grid_of(request.bbox, request.gsd),
+        geobox=grid,
         groupby="solar_day",
-        chunks={"time": CHUNK[0], "y": SLAB, "x": SLAB},
+        chunks={"time": CHUNK[0], "y": rows, "x": columns},
         resampling={"*": "bilinear", "scl": "nearest"},
     )
     chunks = tuple(min(size, whole) for size, whole in zip(CHUNK, data["blue"].shape, strict=True))
@@ -234,12 +239,10 @@ def found(request: Request) -> list[Any]:
 def rasterio_alone(request: Request, out: Path) -> None:
     """The windows of all slabs, one slab after the other; its files in parallel, each opened for its window."""
     from aefcli.cube import grid_of
-    from aefcli.cube.grid import shape_of
-    from aefcli.cube.write import SLAB
-    from aefcli.extent import tiles
+    from aefcli.cube.write import slabs
 
     grid = grid_of(request.bbox, request.gsd)
-    _read(request, [grid[tile.slices] for tile in tiles(shape_of(grid), SLAB)])
+    _read(request, [grid[tile.slices] for tile in slabs(grid)])
 
 
 def rasterio_once(request: Request, out: Path) -> None:
@@ -392,11 +395,11 @@ def _asset(size: Size, name: str, key: str, gsd: int, left: int) -> dict[str, An
 
 
 @contextmanager
-def server(folder: Path) -> Iterator[str]:
+def server(folder: Path, latency: float = 0) -> Iterator[str]:
     """Its address. It runs in a process of its own until the block ends."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=serve, args=(folder, there), daemon=True)
+    process = context.Process(target=serve, args=(folder, latency, there), daemon=True)
     process.start()
     try:
         url = here.recv()
@@ -422,7 +425,7 @@ def counts(url: str) -> tuple[int, int]:
     return requests, served
 
 
-def serve(folder: Path, ready: Connection) -> None:
+def serve(folder: Path, latency: float, ready: Connection) -> None:
     """Files with ranges, and `/counts`, over HTTP/1.1 on loopback; a thread per connection."""
     import threading
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -431,6 +434,7 @@ def serve(folder: Path, ready: Connection) -> None:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # or some answers would wait 40 ms for an acknowledgement
         wbufsize = -1  # one packet for all headers
 
         def do_HEAD(self) -> None:
@@ -450,6 +454,7 @@ def serve(folder: Path, ready: Connection) -> None:
             whole, asked = path.stat().st_size, re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
             start = int(asked[1]) if asked else 0
             stop = min(int(asked[2]) + 1, whole) if asked and asked[2] else whole
+            time.sleep(latency)
             with path.open("rb") as file:
                 data = os.pread(file.fileno(), stop - start, start) if body else b""
             with lock:

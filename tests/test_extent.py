@@ -157,6 +157,16 @@ def test_tiles_cover_each_pixel_once(height: int, width: int, size: int) -> None
     assert made == sorted(made, key=lambda tile: (tile.top, tile.left))
 
 
+@given(st.integers(1, 90), st.integers(1, 30), st.integers(1, 30))
+def test_slivers_at_the_far_edges_go_to_their_neighbours(extent: int, size: int, least: int) -> None:
+    least = min(least, size)
+    made = list(tiles((extent, 1), size, least))
+    assert [tile.top for tile in made] == [0, *(tile.bottom for tile in made[:-1])]
+    assert made[-1].bottom == extent
+    assert all(tile.shape[0] == size for tile in made[:-1])
+    assert extent < least or least <= made[-1].shape[0] < size + least
+
+
 def test_tile_of_nothing() -> None:
     assert list(tiles((0, 5), 4)) == []
     assert Tile(1, 2, 4, 8).shape == (3, 6)

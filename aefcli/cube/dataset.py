@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from aefcli import ledger
-from aefcli.cube.grid import shape_of
-from aefcli.cube.write import FORMAT, SLAB, Part, Parts, Stack, Work, layers_of, write
+from aefcli.cube.write import FORMAT, Part, Parts, Stack, Work, layers_of, slabs, write
 from aefcli.errors import BadInput, unknown
-from aefcli.extent import Period, Tile, tiles
+from aefcli.extent import Period, Tile
 from aefcli.sources import SOURCES, WORDS, Source
 
 if TYPE_CHECKING:
@@ -161,7 +160,7 @@ def fingerprint(stack: Stack) -> str:
     for name, values in stack.lineage.items():
         if name in stack.source.meta and any(values):  # without them the hash is the one it was before they existed
             sha.update(f"{name}{list(map(str, values))}".encode())
-    for tile in tiles(shape_of(stack.grid), SLAB):
+    for tile in slabs(stack.grid):
         for part in stack.read(np.arange(len(stack.times)), tile, 1):
             sha.update(np.ascontiguousarray(part.values).tobytes())
     return sha.hexdigest()

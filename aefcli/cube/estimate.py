@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aefcli.cube.fetch import Archive, Request, check, planned
-from aefcli.cube.grid import shape_of
 from aefcli.cube.room import free
-from aefcli.cube.write import SLAB, Stack, Work, packed, quiet_warps
+from aefcli.cube.write import Stack, Work, packed, quiet_warps, slabs
 from aefcli.errors import RemoteFailed
-from aefcli.extent import Tile, tiles
+from aefcli.extent import Tile
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
@@ -75,7 +74,7 @@ class _Cost:
 def _sample(stack: Stack, threads: int) -> _Cost:
     """What all of a source would take."""
     assert isinstance(stack.read, Archive)
-    every = list(tiles(shape_of(stack.grid), SLAB))
+    every = list(slabs(stack.grid))
     frames, places = _spread(len(stack.times), _FRAMES), [every[index] for index in _spread(len(every), _TILES)]
     under = {(index, tile): 0 for index in frames for tile in places}
     files = 0

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ _COARSEST = 1000  # metres; beyond, use cells of 1280 m (sources.md)
 _LONGEST_ID = 200  # bytes; a name on disk has 255, of which some go to what stands beside it
 
 
+@lru_cache(maxsize=64)  # the search for a zone takes a quarter of a second
 def grid_of(bbox: BBox, gsd: float, crs: str | None = None) -> GeoBox:
     """The cube's grid: UTM (or `crs`), north up, snapped outward to 30 m, or to `gsd` metres if that is larger."""
     from odc.geo import CRS

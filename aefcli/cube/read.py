@@ -8,11 +8,14 @@ Which files make a frame is `load`'s. Sources: `sources.md`, `reliability.md`.
 
 from __future__ import annotations
 
+import atexit
 import io
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -33,6 +36,7 @@ from odc.loader._reader import pick_overview
 from odc.loader._rio import _do_read
 from rasterio.abc import MultiByteRangeResourceContainer
 from rasterio.errors import RasterioError
+from rasterio.io import MemoryFile
 from rasterio.windows import Window
 
 from aefcli.cube.web import TRIES, Unreadable, fetch, pause_before, without_query
@@ -81,7 +85,7 @@ class Reads:
         """Tries again, from the first byte, where what came from the web does not decode."""
         for attempt in range(1, TRIES + 1):
             try:
-                return read(lambda **options: _opened(uri, self.stop, **options))
+                return _volume().context.copy().run(read, lambda **options: _opened(uri, self.stop, **options))
             except RasterioError as error:
                 _Web.heads.pop(without_query(uri), None)
                 if not _is_web(uri) or attempt == TRIES or self.stop.wait(pause_before(attempt)):
@@ -110,10 +114,11 @@ def _opened(uri: str, stop: threading.Event, **options: Any) -> Iterator[Dataset
     name = without_query(uri)
     driver = "JP2OpenJPEG" if name.lower().endswith(".jp2") else "GTiff"
     web = _Web(uri, stop) if _is_web(uri) else None
-    if web:
-        options["opener"] = _Opener(web)
     try:
-        with rasterio.open(name if web else uri, driver=driver, sharing=False, **options) as file:
+        with (
+            _volume().holding(web) if web else nullcontext(uri) as path,
+            rasterio.open(path, driver=driver, sharing=False, **options) as file,
+        ):
             if file.crs is None or file.transform.is_identity:  # radar in slant range
                 raise Unreadable(uri, "the file has no georeference but control points, if any")
             yield file
@@ -318,17 +323,37 @@ class _Handle(io.RawIOBase):
         ]
 
 
-class _Opener(MultiByteRangeResourceContainer):
-    """The file system that GDAL is given: one file."""
+class _Volume(MultiByteRangeResourceContainer):
+    """The file system that GDAL is given: the files on the web that are open, one of them for each time it is.
 
-    def __init__(self, web: _Web) -> None:
-        self.web = web
+    One for the process, for as long as it lives. rasterio would add one for each file and drop it after, to a table
+    that GDAL looks into from all threads without a lock: it crashed once in 60,000 files. Its openers are known in one
+    context alone, so `context` is entered, as a copy, by whoever opens a file of the volume.
+    """
 
-    def open(self, path: str, mode: str = "r", **_: Any) -> _Handle:
-        return _Handle(self.web)
+    def __init__(self) -> None:
+        self.webs: dict[str, _Web] = {}
+        self.numbers = itertools.count()
+        self.context = copy_context()
+        seed = self.context.run(rasterio.open, "seed", driver="GTiff", opener=self)
+        self.prefix = seed.name.removesuffix("seed")
+        atexit.register(self.context.run, seed.close)
+
+    @contextmanager
+    def holding(self, web: _Web) -> Iterator[str]:
+        """The path of a file in the volume."""
+        name = str(next(self.numbers))
+        self.webs[name] = web
+        try:
+            yield self.prefix + name
+        finally:
+            del self.webs[name]
+
+    def open(self, path: str, mode: str = "r", **_: Any) -> io.RawIOBase | io.BytesIO:
+        return io.BytesIO(_seed()) if path == "seed" else _Handle(self.webs[path])
 
     def isfile(self, path: str) -> bool:
-        return True
+        return path in self.webs
 
     def isdir(self, path: str) -> bool:
         return False
@@ -340,10 +365,31 @@ class _Opener(MultiByteRangeResourceContainer):
         return 0
 
     def size(self, path: str) -> int:
-        return self.web.size
+        return self.webs[path].size
 
     def rm(self, path: str) -> None:
         raise NotImplementedError
+
+
+def _seed() -> bytes:
+    """The smallest GeoTIFF: a volume comes into being with a file that is opened in it."""
+    with MemoryFile() as file:
+        shape = {"width": 1, "height": 1, "count": 1, "dtype": "uint8", "transform": Affine.scale(2)}
+        file.open(driver="GTiff", **shape).close()
+        return bytes(file.read())
+
+
+_making = threading.Lock()
+
+
+def _volume() -> _Volume:
+    with _making:
+        return _made()
+
+
+@lru_cache(maxsize=1)
+def _made() -> _Volume:
+    return _Volume()
 
 
 @lru_cache(maxsize=1)

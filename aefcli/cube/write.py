@@ -31,10 +31,7 @@ if TYPE_CHECKING:
 FORMAT = "datacube/1"
 COLLECTION = "aef:collection"  # attribute of a group
 CHUNK = (32, 128, 128)  # frames, rows, columns: training reads patches through all time
-SLAB = (
-    1024  # side of a unit of work: whole chunks. Blocks of 512 off the cube's grid are read 2.7 times at 512, 1.6 here
-)
-
+SLAB = 1024  # side of a unit of work: whole chunks. Blocks of 512 px off the cube's grid are read 2.7 times at 512
 
 Progress = Callable[[int, int], None]
 
@@ -280,10 +277,15 @@ def units_of(stacks: Sequence[Stack]) -> dict[str, tuple[Stack, slice, Tile]]:
     }
 
 
+def slabs(grid: GeoBox) -> Iterator[Tile]:
+    """The units of work in space. A sliver at the edge would cost as many files opened as a whole one."""
+    return tiles(shape_of(grid), SLAB, SLAB // 4)
+
+
 def _units(stack: Stack) -> Iterator[tuple[slice, Tile]]:
     """Units of work: whole chunks of time and space."""
     for start in range(0, len(stack.times), CHUNK[0]):
-        for tile in tiles(shape_of(stack.grid), SLAB):
+        for tile in slabs(stack.grid):
             yield slice(start, min(start + CHUNK[0], len(stack.times))), tile
 
 
@@ -390,6 +392,7 @@ def write_slab(store: Path, stack: Stack, when: slice, tile: Tile, threads: int)
                 del left[part.name]
                 done.append(pool.submit(put, part.name, part.values))
             clear.add(part)
+            del part  # its memory is free once it is written
         left["weight"] = clear.weight()
         # A band that none of these frames has is written all the same.
         files = [file for future in done for file in future.result()]
