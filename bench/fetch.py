@@ -1,17 +1,17 @@
-"""Fetching beside plain odc-stac and beside rasterio alone: `python -m bench.fetch [--json] [--quick] [--repeats N]`.
+"""Fetching beside odc-stac and rasterio alone: `python -m bench.fetch [--json] [--quick] [--repeats N] [--latency MS]`.
 
 An archive like Sentinel-2's, written here, is served over HTTP by a process of its own: 32 dates of two overlapping
 tiles, COGs with blocks of 512, deflate and overviews, bands of 10 m and 20 m, a scene classification. Every run is a
-process of its own, with four threads and a new folder; imports are not timed, and are in the peak of memory.
+process of its own, with four threads and a new folder; imports are not timed, and are in the peak of memory. The
+server answers at once; with --latency it waits before each answer, as archives on the web do for 20 ms and more.
 
     ours      aefcli.cube.fetch, every slab hashed and in the ledger
-    odc       odc.stac.load(groupby="solar_day") and to_zarr, with the same grid, bands, chunks and codecs
+    odc       odc.stac.load(groupby="solar_day") and to_zarr, with the same grid, bands, units, chunks and codecs
     rasterio  the windows that the slabs take of each file, one by one, as ours reads them; nothing resampled or written
-    once      the same pixels, each file opened once and read in one piece, which no memory would hold for a large area
     area      ours again, of the first eight dates: an eighth of the ground (`1x`), and all of it (`8x`)
 
-Ratios: `time` and `memory` are ours over odc's, `rasterio` and `once` are ours over their time, `area` is the peak at
-`8x` over `1x`. Correct: every stored value of ours and odc's is equal; what both tiles saw is equal in both.
+Ratios: `time` and `memory` are ours over odc's, `rasterio` is ours over its time, `area` is the peak at `8x` over
+`1x`. Correct: every stored value of ours and odc's is equal; what both tiles saw is equal in both.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ NAMES = {"blue": "B02", "green": "B03", "red": "B04", "nir": "B08", "swir16": "B
 COLLECTION = "sentinel-2-c1-l2a"
 FIRST = datetime(2023, 5, 1, 10, 0, 31)
 EVERY = 5  # days
-KINDS = ("ours", "odc", "rasterio", "once")
+KINDS = ("ours", "odc", "rasterio")
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,6 @@ def run(folder: Path, size: Size, repeats: int, latency: float = 0) -> Result:
         "time": ours.seconds / middle["odc"].seconds,
         "memory": ours.peak / middle["odc"].peak,
         "rasterio": ours.seconds / middle["rasterio"].seconds,
-        "once": ours.seconds / middle["once"].seconds,
         "area": areas["8x"].peak / areas["1x"].peak,
     }
     rows = [(kind, *each.cells(), kind if kind in correct else "") for kind, each in middle.items()]
@@ -165,7 +164,7 @@ def measured(kind: str, url: str, box: tuple[int, int], dates: int, out: Path) -
     import aefcli.stac  # noqa: F401
 
     request = request_of(url, box, dates)
-    works = {"ours": ours, "odc": odc_alone, "rasterio": rasterio_alone, "once": rasterio_once}
+    works = {"ours": ours, "odc": odc_alone, "rasterio": rasterio_alone}
     began, cpu = time.perf_counter(), time.process_time()
     works[kind](request, out)
     return time.perf_counter() - began, time.process_time() - cpu, peak()
@@ -243,13 +242,6 @@ def rasterio_alone(request: Request, out: Path) -> None:
 
     grid = grid_of(request.bbox, request.gsd)
     _read(request, [grid[tile.slices] for tile in slabs(grid)])
-
-
-def rasterio_once(request: Request, out: Path) -> None:
-    """All that the request takes of each file in one piece."""
-    from aefcli.cube import grid_of
-
-    _read(request, [grid_of(request.bbox, request.gsd)])
 
 
 def _read(request: Request, grids: Sequence[GeoBox]) -> None:
