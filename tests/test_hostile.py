@@ -168,13 +168,26 @@ def test_what_its_disk_cannot_hold_is_refused_before_it_is_searched_for(
     aef: Aef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
 ) -> None:
     """The catalog is not there: nobody looks."""
-    disk = {"f_frsize": 1 << 20, "f_bavail": 90_000, "f_blocks": 90_000, "f_files": 0, "f_favail": 0}
+    disk = {"f_frsize": 1 << 20, "f_bavail": 9_000, "f_blocks": 9_000, "f_files": 0, "f_favail": 0}
     monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(**disk))
     code, out, err = aef(
-        "fetch", "--stac", "none.json", "--bbox", "15,46,165,80", "--period", "2023", "--source", "sentinel-2", *more
+        "fetch", "--stac", "none.json", "--bbox", "5,20,25,80", "--period", "2023", "--source", "sentinel-2", *more
     )
     assert (code, out, err.count("\n")) == (6, "", 1), err
-    assert re.search(r"cube.zarr would take \d+ GB or more, and its disk has 94.4 GB free", err)
+    assert re.search(r"cube.zarr would take [\d.]+ GB or more, and its disk has 9.44 GB free", err)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_box_wider_than_a_zone_wants_a_crs(aef: Aef, tmp_path: Path) -> None:
+    line = ("fetch", "--stac", "none.json", "--period", "2023", "--gsd", "1000", "--bbox")
+    code, _, err = aef(*line, "-20,46,20,47")
+    assert code == 2
+    assert "40 degrees wide" in err
+    assert "--crs" in err
+    for rest in (("-20,46,20,47", "--crs", "EPSG:6933"), ("-10,46,10,47",)):
+        _, _, err = aef(*line, *rest)
+        assert "wide" not in err
+        assert "none.json" in err
     assert list(tmp_path.iterdir()) == []
 
 

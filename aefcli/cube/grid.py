@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
 
 _SNAP = 30  # metres; every source's cells nest in it at 10 m
+_WIDEST = 24  # degrees; a metre is 2% longer at the ends
 _COARSEST = 1000  # metres; beyond, use cells of 1280 m (sources.md)
 _LONGEST_ID = 200  # bytes; a name on disk has 255, of which some go to what stands beside it
 
@@ -33,6 +34,11 @@ def grid_of(bbox: BBox, gsd: float, crs: str | None = None) -> GeoBox:
     latitude = (bbox.south + bbox.north) / 2
     if not crs and not -80 <= latitude <= 84:
         raise BadInput(f"--bbox {bbox} lies beyond the UTM zones", "give a --crs in metres, such as EPSG:3413 or 3031")
+    if not crs and east - bbox.west > _WIDEST:
+        raise BadInput(
+            f"--bbox {bbox} is {east - bbox.west:g} degrees wide, and a UTM zone holds {_WIDEST} at most",
+            "ask for less, or give a --crs in metres, such as EPSG:6933",
+        )
     target = _projected(crs) if crs else CRS.utm((middle + 180) % 360 - 180, latitude)
     outline = box(bbox.west, bbox.south, east, bbox.north, "EPSG:4326")
     extent = outline.to_crs(target, resolution=0.02).boundingbox

@@ -114,18 +114,16 @@ def _opened(uri: str, stop: threading.Event, **options: Any) -> Iterator[Dataset
     name = without_query(uri)
     driver = "JP2OpenJPEG" if name.lower().endswith(".jp2") else "GTiff"
     web = _Web(uri, stop) if _is_web(uri) else None
-    try:
-        with (
-            _volume().holding(web) if web else nullcontext(uri) as path,
-            rasterio.open(path, driver=driver, sharing=False, **options) as file,
-        ):
-            if file.crs is None or file.transform.is_identity:  # radar in slant range
-                raise Unreadable(uri, "the file has no georeference but control points, if any")
-            yield file
-    except RasterioError as error:
-        if web and web.error:
-            raise web.error from error
-        raise
+    with _volume().holding(web) if web else nullcontext(uri) as path:
+        try:
+            with rasterio.open(path, driver=driver, sharing=False, **options) as file:
+                if file.crs is None or file.transform.is_identity:  # radar in slant range
+                    raise Unreadable(uri, "the file has no georeference but control points, if any")
+                yield file
+        except RasterioError as error:
+            if web and web.error:
+                raise web.error from error
+            raise RasterioError(str(error).replace(f"'{path}' not", "not")) from error
     if web and web.error:  # GDAL passes over what it can do without, such as the list of overviews
         raise web.error
 
