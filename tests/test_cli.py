@@ -207,6 +207,7 @@ def test_bad_input_gets_one_line_and_exit_2_and_makes_nothing(
 def test_an_end_that_is_nobodys_mistake_has_its_document_too(end: str, code: int, says: str) -> None:
     probe = (
         "import signal, sys; sys.argv = ['aef', 'end', '--json']\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it\n"
         "from aefcli import cli\n"
         "@cli.app.app.command()\n"
         f"def end(json_: cli.app.Json = False) -> None: {end}\n"

@@ -120,13 +120,15 @@ def test_a_file_that_is_gone_is_masked_if_asked(toy: Toy, aef: Aef, tmp_path: Pa
         code, _, err = aef(*[word.replace(str(toy.catalog), catalog) for word in words(toy)])
         assert code == 3
         assert lost in err
-        shutil.rmtree(tmp_path / "cube.zarr.build")
-        shutil.rmtree(tmp_path / "cube.zarr", ignore_errors=True)
+        assert "--on-missing mask" in err, "and goes on with what is there already"
         arguments = [word.replace(str(toy.catalog), catalog) for word in words(toy, "--on-missing", "mask", "--json")]
         code, out, err = aef(*arguments)
         assert code == 0, err
         assert json.loads(out)["missing"] == [f"{lost}/red"]
         assert "masked: 1 assets" in err
+        code, out, err = aef(*arguments)
+        assert code == 0, err
+        assert (json.loads(out)["units_written"], json.loads(out)["missing"]) == (0, [f"{lost}/red"])
         cube = open_cube(tmp_path / "cube.zarr")
         assert cube.attrs["aef:missing"] == [f"{lost}/red"]
         source = cube.sources["sentinel-2"]
@@ -139,6 +141,30 @@ def test_a_file_that_is_gone_is_masked_if_asked(toy: Toy, aef: Aef, tmp_path: Pa
     assert json.loads(out)["missing"] == []
     found = open_cube(tmp_path / "cube.zarr").sources["sentinel-2"].arrays["B04"][0]
     assert found[blank].any(), "it was looked for again"
+
+
+def test_a_band_that_only_other_sources_have_is_refused(toy: Toy, aef: Aef, tmp_path: Path) -> None:
+    code, _, err = aef(*words(toy, "--band", "B2"))
+    assert code == 2
+    assert "did you mean B02" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_of_what_is_there_tells_what_is_new(toy: Toy, aef: Aef) -> None:
+    def told(*more: str, period: str = "2023-08") -> dict[str, Any]:
+        code, out, err = aef(*words(toy, "--dry-run", "--json", *more, period=period))
+        assert code == 0, err
+        return {key: json.loads(out)[key] for key in ("frames", "bytes_read", "bytes_written")}
+
+    short = "2023-08-01:2023-08-14"
+    whole, nothing = told(), {"bytes_read": 0, "bytes_written": 0}
+    aef(*words(toy, period=short))
+    assert told(period=short) == {"frames": {"sentinel-2": 2}, **nothing}
+    assert 0 < told()["bytes_read"] == pytest.approx(whole["bytes_read"] / 3, rel=0.1)
+    assert told("--overwrite") == whole
+    aef(*words(toy))
+    for more in ((), ("--refresh",)):
+        assert told(*more) == {"frames": {"sentinel-2": 3}, **nothing}
 
 
 def test_a_dry_run_tells_and_writes_nothing(toy: Toy, aef: Aef, tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from archives import TOY_BOX, Toy, toy_request
 
 import aefcli.cube.write as writing
 from aefcli import ledger
-from aefcli.cube import Work, fetch, open_cube
+from aefcli.cube import Work, check, fetch, open_cube
+from aefcli.cube.fetch import plan, stacks_of
 from aefcli.errors import BadInput, NoResources
 
 SLOW_SLAB = 0.05  # seconds that a unit takes at least, so that there is something to be killed
@@ -57,6 +58,32 @@ def whole(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes
 
 def files(path: Path) -> dict[str, bytes]:
     return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+
+
+@pytest.mark.parametrize("where", ["template", "write_slab"])
+def test_stopped_before_anything_was_written(
+    toy: Toy, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """All that is left of the first try is the plan, as a file."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writing, where, stop)
+        with pytest.raises(KeyboardInterrupt):
+            fetch(toy_request(toy), tmp_path / "c.zarr")
+    fetch(toy_request(toy), tmp_path / "c.zarr")
+    assert files(tmp_path / "c.zarr") == whole
+
+
+def test_a_plan_that_is_read_again_names_its_sources_in_the_same_order(toy: Toy) -> None:
+    request = toy_request(toy)
+    items = plan(request)["items"]
+    named = {name: [item | {"collection": "x"} for item in items["sentinel-2"]] for name in ("landsat", "sentinel-2")}
+    for order in (named, dict(reversed(named.items()))):
+        stacks = stacks_of(order, check(request), request)
+        assert [stack.source.name for stack in stacks] == ["sentinel-2", "landsat"]
 
 
 def begun(toy: Toy, out: Path) -> subprocess.Popen[str]:

@@ -303,7 +303,9 @@ def main() -> NoReturn:
             raise
         code = _fail(told)
     if code > 128:  # Typer, too, makes 130 of Ctrl-C
-        _document(code, f"ended by {signal.Signals(code - 128).name}", "run the command again")
+        ended = f"ended by {signal.Signals(code - 128).name}"
+        print(f"aef: {ended} (run the same command again)", file=sys.stderr)
+        _document(code, ended, "run the same command again")
         _leave(code)
     sys.stdout.flush()
     raise SystemExit(code)

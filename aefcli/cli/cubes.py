@@ -76,13 +76,17 @@ def fetch(
     ] = None,
     like: Annotated[Path | None, typer.Option("--like", help="A raster or cube whose grid the cube shares.")] = None,
     period: Annotated[
-        str | None, typer.Option("--period", help="2023, 2023-08, 2023-01:2023-12 (both ends included).")
+        str | None, typer.Option("--period", help="2023, 2023-08, 2023-01:2023-12 (both ends included); needed.")
     ] = None,
-    source: Annotated[list[str] | None, typer.Option("--source", help="Only these sources; repeat.")] = None,
+    source: Annotated[
+        list[str] | None, typer.Option("--source", help="Only these; by default the model's inputs; repeat.")
+    ] = None,
     collection: Annotated[
         list[str] | None, typer.Option("--collection", help="SOURCE=ID: another collection; repeat.")
     ] = None,
-    band: Annotated[list[str] | None, typer.Option("--band", help="Of the sources that have it only these.")] = None,
+    band: Annotated[
+        list[str] | None, typer.Option("--band", help="As in B04: of sources that have it only these; repeat.")
+    ] = None,
     max_cloud: Annotated[
         float | None, typer.Option("--max-cloud", help="Per cent of an item that may be cloud.")
     ] = None,
@@ -91,7 +95,9 @@ def fetch(
     out: Annotated[
         Path | None, typer.Option("--out", help="The cube (cube.zarr), or the folder of several (cubes).")
     ] = None,
-    resampling: Annotated[str | None, typer.Option("--resampling", help="nearest or bilinear, for all bands.")] = None,
+    resampling: Annotated[
+        str | None, typer.Option("--resampling", help="nearest or bilinear (the default), for all bands.")
+    ] = None,
     loader: Annotated[str, typer.Option("--loader", help="odc or stackstac.")] = "odc",
     on_missing: Annotated[str, typer.Option("--on-missing", help="A file that is gone: fail, or mask it.")] = "fail",
     list_: Annotated[bool, typer.Option("--list", help="Only show what the catalog has for each source.")] = False,
@@ -106,7 +112,11 @@ def fetch(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> Result:
-    """Search a STAC catalog and write what it has of a place and a period as a Zarr datacube."""
+    """Search a STAC catalog and write what it has of a place and a period as a Zarr datacube.
+
+    One of --bbox, --area and --like says where. Run again, it goes on where it stopped; with a longer --period it
+    appends.
+    """
     if list_:
         return _listing(stac)
     if len([given for given in (bbox, area, like) if given is not None]) != 1:
@@ -139,7 +149,8 @@ def fetch(
         cube.check(each, path)
     work = cube.Work(workers or cores(), dask)
     if dry_run or most is not None:
-        estimates = {path: cube.estimate(each, path, work) for path, each in asked.items()}
+        options = {"overwrite": overwrite, "refresh": refresh}
+        estimates = {path: cube.estimate(each, path, work, **options) for path, each in asked.items()}
         excess = _excess(estimates, most, max_bytes)
         if dry_run:
             return _planned(estimates, excess)

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aefcli.cube.fetch import Archive, Request, check, planned
+from aefcli import ledger
+from aefcli.cube.fetch import Archive, Request, check, grows, planned
+from aefcli.cube.grow import FinishedCube
 from aefcli.cube.room import free
-from aefcli.cube.write import Stack, Work, packed, quiet_warps, slabs
+from aefcli.cube.store import open_cube
+from aefcli.cube.write import Stack, Work, packed, quiet_warps, slabs, units_of
 from aefcli.errors import RemoteFailed
 from aefcli.extent import Tile
 
@@ -41,16 +44,26 @@ class Estimate:
         return {**asdict(self), "frames": dict(self.frames), "seconds": round(self.seconds, 1)}
 
 
-def estimate(request: Request, out: Path, work: Work) -> Estimate:
+def estimate(request: Request, out: Path, work: Work, *, overwrite: bool = False, refresh: bool = False) -> Estimate:
     """Search and plan as a fetch would, and scale up a sample. Writes nothing.
+
+    Of a cube that grows, what is new; of one that is complete, nothing, and nothing is searched for.
 
     The headers of a few frames' files say how large the blocks are under the slabs that a fetch would read; some slabs
     of one frame are read and packed. Raises what `fetch` would raise of the search and of reading.
     """
     check(request, out)
-    plan, stacks = planned(request, out)
+    before = None if overwrite else FinishedCube.at(out)
+    asked = request.with_attached(before.attached if before else {})
+    same = before is not None and ledger.canonical(before.record.request) == ledger.canonical(asked)
+    if before and same and not refresh:
+        return _complete(before, out)
+    plan, stacks = planned(request, out, before.attached if before else ())
+    grown = before if before and grows(before, asked, refresh, lambda: plan) else None
+    if before and same and not grown:
+        return _complete(before, out)
     with quiet_warps():
-        samples = [_sample(stack, work.threads) for stack in stacks]
+        samples = [_new(stack, _sample(stack, work.threads), grown) for stack in stacks]
     return Estimate(
         items=sum(map(len, plan["items"].values())),
         frames={stack.source.name: len(stack.times) for stack in stacks},
@@ -62,6 +75,12 @@ def estimate(request: Request, out: Path, work: Work) -> Estimate:
     )
 
 
+def _complete(before: FinishedCube, out: Path) -> Estimate:
+    items = sum(map(len, before.record.plan["items"].values()))
+    frames = {name: len(source.times) for name, source in open_cube(out).sources.items()}
+    return Estimate(items, frames, 0, 0, free(out), 0.0, (f"{out} is complete",))
+
+
 @dataclass(frozen=True)
 class _Cost:
     """Of a source, or of a part of it: bytes of blocks read, bytes written, seconds."""
@@ -69,6 +88,17 @@ class _Cost:
     read: float
     written: float
     seconds: float
+
+
+def _new(stack: Stack, cost: _Cost, before: FinishedCube | None) -> _Cost:
+    """What of a source's cost a cube that grows has yet to bear: frames that it lacks, and their units."""
+    if before is None:
+        return cost
+    joined, old, lacking = before.joined(stack), before.old(), before.lacking(stack)
+    units = units_of([joined])
+    cells = {name: (when.stop - when.start) * _area(tile) for name, (_, when, tile) in units.items()}
+    made = sum(cells[name] for name, (_, when, _) in units.items() if not old.has(name, joined, when))
+    return _Cost(cost.read * lacking, cost.written * made / sum(cells.values()), cost.seconds * lacking)
 
 
 def _sample(stack: Stack, threads: int) -> _Cost:

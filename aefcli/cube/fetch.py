@@ -23,7 +23,7 @@ from aefcli.cube.load import Loading, load
 from aefcli.cube.offsets import doubts
 from aefcli.cube.room import check_room, chunks_in, fewest
 from aefcli.cube.store import open_cube
-from aefcli.cube.write import FORMAT, Part, Parts, Progress, Stack, Work, Written, layers_of, reach, write
+from aefcli.cube.write import FORMAT, Part, Parts, Progress, Stack, Work, Written, layers_of, masked, reach, write
 from aefcli.errors import BadInput, Damaged, unknown
 from aefcli.extent import BBox, Period, Tile, to_ms
 from aefcli.sources import INPUTS, SOURCES, Band, Source
@@ -57,7 +57,7 @@ class Request:
     bands: tuple[str, ...] = ()  # none: all; those of sources that have none of these too
     max_cloud: float | None = None  # per cent of an item, as its catalog states it
     loader: str = "odc"
-    on_missing: str = "fail"  # or mask
+    on_missing: str = "fail"  # or mask; no part of what a cube is, so that a fetch that failed goes on with it
 
     def as_dict(self) -> dict[str, Any]:
         """What makes a cube what it is, as plain JSON. What is left at its default is left out, but for the oldest."""
@@ -70,7 +70,6 @@ class Request:
             "bands": sorted(self.bands),
             "max_cloud": self.max_cloud,
             "loader": self.loader if self.loader != "odc" else None,
-            "on_missing": self.on_missing if self.on_missing != "fail" else None,
         }
         return {
             "format": FORMAT,
@@ -84,13 +83,17 @@ class Request:
             **{key: value for key, value in later.items() if value not in (None, [], {})},
         }
 
+    def with_attached(self, attached: Mapping[str, Any]) -> dict[str, Any]:
+        """As `as_dict`, of a cube to which sources were attached."""
+        return self.as_dict() | ({"attached": dict(attached)} if attached else {})
+
     @classmethod
     def from_dict(cls, request: Mapping[str, Any]) -> Request:
         """The request that `as_dict` wrote down."""
         from datetime import datetime
 
         start, end = (to_ms(datetime.fromisoformat(when)) for when in request["period"].split("/"))
-        same = ("gsd", "crs", "resampling", "area", "collections", "max_cloud", "loader", "on_missing")
+        same = ("gsd", "crs", "resampling", "area", "collections", "max_cloud", "loader")
         return cls(
             catalog=request["catalog"],
             bbox=BBox(*request["bbox"]),
@@ -147,7 +150,7 @@ def fetch(
     grid = check(request, out)
     before = None if overwrite else FinishedCube.at(out)
     attached = before.attached if before else {}
-    asked = request.as_dict() | ({"attached": attached} if attached else {})
+    asked = request.with_attached(attached)
     work = work or Work()
 
     @cache
@@ -155,13 +158,13 @@ def fetch(
         reach(work)  # before anything is written
         return planned(request, out, attached)[0]
 
-    if before and not _grows(before, asked, refresh, search):
+    if before and not grows(before, asked, refresh, search):
         before = None
     with ledger.build(out, asked, lambda: _frozen(search()), overwrite=overwrite or before is not None) as build:
         items = build.plan["items"] if build.complete else addressed(build.plan, search)
         with plan_of(out):
             stacks = stacks_of(items, grid, request)
-        done = Written(0, 0, ())
+        done = Written(0, 0, masked(build))
         if not build.complete:
             tables, old = {}, None
             if before:
@@ -175,7 +178,7 @@ def fetch(
     return Fetched(out, frames, count, tuple(notes), done.made, done.adopted, done.missing)
 
 
-def _grows(
+def grows(
     before: FinishedCube, asked: Mapping[str, Any], refresh: bool, search: Callable[[], Mapping[str, Any]]
 ) -> bool:
     """Whether a finished cube is to grow: by a longer period that holds its own, or by what a new search finds.
@@ -203,7 +206,8 @@ def check(request: Request, out: Path | None = None) -> GeoBox:
             raise unknown("source", name, SOURCES)
         if not SOURCES[name].collections and name not in request.collections:
             raise BadInput(f"no catalog has {name}: it comes from files", "aef attach CUBE --source brings it in")
-    known = {band.name for source in SOURCES.values() if source.collections for band in source.bands}
+    asked = request.sources or [name for name, source in SOURCES.items() if source.collections]
+    known = {band.name for name in asked for band in SOURCES[name].bands}
     for band in request.bands:
         if band not in known:
             raise unknown("--band", band, known)
@@ -373,8 +377,8 @@ def _trim(item: pystac.Item, source: Source, catalog: Catalog) -> pystac.Item:
 
 
 def stacks_of(items: Mapping[str, Sequence[Mapping[str, Any]]], grid: GeoBox, request: Request) -> list[Stack]:
-    """The planned items of each source as stacks that read from the archive."""
-    return [_stack_of_items(name, found, grid, request) for name, found in items.items()]
+    """The planned items of each source as stacks that read from the archive, in the order of the table of sources."""
+    return [_stack_of_items(name, items[name], grid, request) for name in SOURCES if name in items]
 
 
 def _stack_of_items(name: str, items: Sequence[Mapping[str, Any]], grid: GeoBox, request: Request) -> Stack:

@@ -140,6 +140,11 @@ class FinishedCube:
         here = _FromCube(self.path / name, group.layers, places)
         return replace(stack, read=_Joined(here, stack.read, stack.layers))
 
+    def lacking(self, stack: Stack) -> float:
+        """The share of the stack's frames that this cube does not have."""
+        places = self._places(stack)
+        return sum(place is None for place in places) / len(places)
+
     def old(self) -> Old:
         return Old(self.record, self._same)
 

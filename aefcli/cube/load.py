@@ -69,9 +69,8 @@ def load(
     try:
         found = loaders[loading.loader](_Layers(layers, key, dtype, nodata, how, grid), reads, loading.threads)
     except Unreadable as error:
-        raise RemoteFailed(
-            f"cannot read {key} of {', '.join(names[error.uri])}: {error}", "run the same command again"
-        ) from error
+        hint = "run the same command again" + ", with --on-missing mask to take it for nodata" * error.gone
+        raise RemoteFailed(f"cannot read {key} of {', '.join(names[error.uri])}: {error}", hint) from error
     finally:
         reads.stop.set()  # whoever still waits for an answer has nobody to give it to
     if len(having) < len(frames):

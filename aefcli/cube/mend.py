@@ -50,6 +50,8 @@ def repair(
         request = asked
     _refuse_attached(path, faults, attached)
     with ledger.reopen(path) as build, storing(path):
+        if masked(build):
+            request = replace(request, on_missing="mask")
         items = addressed(build.plan, lambda: plan(request, attached))
         with plan_of(path):
             stacks = stacks_of(items, grid, request)

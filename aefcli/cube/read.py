@@ -89,7 +89,8 @@ class Reads:
             except RasterioError as error:
                 _Web.heads.pop(without_query(uri), None)
                 if not _is_web(uri) or attempt == TRIES or self.stop.wait(pause_before(attempt)):
-                    raise Unreadable(uri, str(error), gone="://" not in uri and not Path(uri).exists()) from error
+                    why = str(error).removeprefix(f"{uri}: ")
+                    raise Unreadable(uri, why, gone="://" not in uri and not Path(uri).exists()) from error
         raise AssertionError("unreachable: the last try raises")
 
 

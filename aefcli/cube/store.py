@@ -93,8 +93,9 @@ class Cube:
         return self.grid.shape[0], self.grid.shape[1]
 
 
-def open_cube(path: Path) -> Cube:
+def open_cube(path: Path | str) -> Cube:
     """Open a finished cube; what is missing, unfinished or not a cube is refused in one line."""
+    path = Path(path)
     import zarr
 
     from aefcli.cube.chunks import CubeStore

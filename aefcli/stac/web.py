@@ -31,6 +31,7 @@ _MOST = 256 << 20  # bytes of one JSON document
 MOST_TABLE = 1 << 30  # bytes of a stac-geoparquet file on the web
 _RETRY = Retry(
     total=8,
+    connect=4,  # seven seconds: a host without a name, or where nothing listens, seldom comes to life
     backoff_factor=0.5,
     backoff_max=30,
     status_forcelist=[408, 429, 500, 502, 503, 504],
