@@ -186,8 +186,10 @@ def read(path: Path) -> Texts:
             hint = "aef text TABLE --model PATH makes one" if "text" in names else f"it needs {', '.join(_COLUMNS)}"
             raise BadInput(f"{path} is no table of text vectors: it has no column {lacking[0]!r}", hint)
         table = pq.read_table(path, columns=list(_COLUMNS))
-    except (OSError, pa.ArrowInvalid) as error:
-        raise BadInput(f"cannot read {path} as Parquet: {error}", "aef text TABLE --model PATH makes one") from error
+    except pa.ArrowInvalid as error:
+        raise BadInput(f"{path} is no Parquet file, or damaged", "aef text TABLE --model PATH makes one") from error
+    except OSError as error:
+        raise BadInput(f"cannot read {path}: {error}", "aef text TABLE --model PATH makes one") from error
     try:
         return _texts(table)
     except BadInput as error:

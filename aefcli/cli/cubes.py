@@ -223,7 +223,8 @@ def _fetched(path: Path, request: Request, work: Work, overwrite: bool, refresh:
         shown = ", ".join(done.missing[:3]) + (" ..." if len(done.missing) > 3 else "")
         note(f"masked: {len(done.missing)} assets that are not there: {shown}")
     counts = ", ".join(f"{name} {count}" for name, count in done.frames.items())
-    note(f"{done.items} items in frames: {counts}" if done.written + done.adopted else f"already complete: {counts}")
+    kept = f"; {done.adopted} of {done.adopted + done.written} slabs were there" if done.adopted else ""
+    note(f"{done.items} items in frames: {counts}{kept}" if kept or done.written else f"already complete: {counts}")
     figures = {
         "frames": done.frames,
         "items": done.items,

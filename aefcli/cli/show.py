@@ -67,7 +67,9 @@ def _recipe(name: str) -> Recipe:
     if not run.is_dir():
         raise unknown("cube, run or recipe", name, known, "or a run's folder, or the path of a .toml file")
     if not (run / "recipe.toml").is_file():
-        raise BadInput(f"{run} is no run: it has no recipe.toml", "aef train makes one")
+        inside = next(iter(sorted(run.glob("*.zarr"))), None)
+        hint = f"name one of the stores in it, such as {inside}" if inside else "aef train makes one"
+        raise BadInput(f"{run} is no run: it has no recipe.toml", hint)
     return recipes.load(str(run / "recipe.toml"))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -145,14 +144,12 @@ def _spread(count: int, most: int) -> list[int]:
 
 
 def _packed(stack: Stack, slabs: Sequence[tuple[int, Tile]], threads: int) -> _Cost:
-    """Read and pack slabs of one frame, as many at a time as a fetch reads windows."""
-
-    def one(slab: tuple[int, Tile]) -> int:
-        return packed(stack, np.array(slab[:1]), slab[1])
-
+    """Read and pack slabs of one frame, those of a tile together, as a fetch does."""
+    frames: dict[Tile, list[int]] = {}
+    for frame, tile in slabs:
+        frames.setdefault(tile, []).append(frame)
     began = time.monotonic()
-    with ThreadPoolExecutor(threads) as pool:
-        written = sum(pool.map(one, slabs))
+    written = sum(packed(stack, np.array(sorted(some)), tile, threads) for tile, some in frames.items())
     return _Cost(0, written, time.monotonic() - began)
 
 

@@ -85,7 +85,8 @@ class Reads:
         """Tries again, from the first byte, where what came from the web does not decode."""
         for attempt in range(1, TRIES + 1):
             try:
-                return _volume().context.copy().run(read, lambda **options: _opened(uri, self.stop, **options))
+                with rasterio.Env(**_ENV):
+                    return _volume().context.copy().run(read, lambda **options: _opened(uri, self.stop, **options))
             except RasterioError as error:
                 _Web.heads.pop(without_query(uri), None)
                 if not _is_web(uri) or attempt == TRIES or self.stop.wait(pause_before(attempt)):
@@ -190,9 +191,6 @@ class Driver(RioDriver):
         super().__init__()
         self.reads = reads
 
-    def capture_env(self) -> dict[str, Any]:
-        return {**super().capture_env(), **_ENV}
-
     def open(self, src: Any, ctx: Any) -> RioReader:
         return _Reader(src, ctx, self.reads)
 
@@ -219,8 +217,7 @@ class Stacked:
         """The window's pixels (y, x), nodata where the file has none."""
         grid = self.grid[window.toslices()]
         out = np.full(grid.shape, self.cfg.fill_value, self.cfg.dtype)
-        with rasterio.Env(**_ENV):
-            found = _pixels(self.reads, self.url, 1, self.cfg, grid)
+        found = _pixels(self.reads, self.url, 1, self.cfg, grid)
         if found is not None:
             out[found[0]] = found[1]
         return out

@@ -407,14 +407,14 @@ def _few_arenas() -> None:
         ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX
 
 
-def packed(stack: Stack, frames: np.ndarray, tile: Tile) -> int:
+def packed(stack: Stack, frames: np.ndarray, tile: Tile, threads: int) -> int:
     """Bytes that some frames of a tile take in a cube: reads them."""
     import zarr
 
     shape = (len(frames), *tile.shape)
     clear = Clear(stack.source, stack.delivered[frames], tile.shape)
     variables: dict[str, Any] = {name: nodata for name, (_, nodata) in stack.layers.items()}
-    for part in stack.read(frames, tile, 1):
+    for part in stack.read(frames, tile, threads):
         clear.add(part)
         variables[part.name] = part.values
     variables["weight"] = clear.weight()
