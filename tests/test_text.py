@@ -315,7 +315,7 @@ def stage(tmp_path: Path, vectors: Path, cube: Cube) -> Path:
         (("text", "captions.csv", "--model", "mute", "--out", "other.parquet"), "knows no word"),
         (("text", "captions.csv", "--model", str(MODEL), "--out", "captions.txt"), "not written by aef text"),
         (("train", "--text", "none.parquet", "--recipe", "text.toml"), "none.parquet"),
-        (("train", "--text", "captions.csv", "--recipe", "text.toml"), "as Parquet"),
+        (("train", "--text", "captions.csv", "--recipe", "text.toml"), "is no Parquet file"),
         (("train", "--text", "captions.parquet", "--recipe", "text.toml"), "aef text TABLE"),
         (("train", "--text", "torn.parquet", "--recipe", "text.toml"), "torn.parquet"),
         (("train", "--text", "text.parquet", "--recipe", "plain.toml"), "data.targets"),
