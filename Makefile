@@ -13,7 +13,7 @@ demo: .venv/ready
 	PATH="$(abspath $(BIN)):$$PATH" bash examples/demo.sh
 
 test: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
 
 slow: .venv/ready
 	$(BIN)/pytest -m slow

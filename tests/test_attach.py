@@ -919,7 +919,7 @@ def test_bad_input_is_one_line_and_leaves_the_cube_as_it_was(
         (["palsar-2", bad], "does not say its pass"),
         (["glo-30", two], "has 2 bands"),
         (["text", texts], "nothing of text for the cube"),
-        (["text", folder / "shots.csv"], "cannot read"),
+        (["text", folder / "shots.csv"], "is no Parquet file"),
     ]
     before = content(path)
     for (name, file, *options), wanted in cases:

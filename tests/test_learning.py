@@ -24,6 +24,8 @@ from aefcli.simulate import simulate
 from aefcli.sources import INPUTS
 from aefcli.train import Record, objective, train
 
+pytestmark = pytest.mark.xdist_group("learning")  # one worker trains, and once
+
 STEPS = 110
 HELD_OUT = 24  # batches
 CPU = torch.device("cpu")
