@@ -43,7 +43,7 @@ from servers import Files, file_server, stac_api
 
 import aefcli.cube.write as store_module
 from aefcli import stac
-from aefcli.cube import Request, Work, fetch, open_cube, write_cube
+from aefcli.cube import Request, Work, cube_of, fetch, open_cube, write_cube
 from aefcli.errors import AefError, BadInput, Locked, RemoteFailed
 from aefcli.extent import BBox, Period, Tile
 from aefcli.sources import SOURCES
@@ -864,6 +864,25 @@ def test_write_cube_round_trip_with_a_coarser_source(tmp_path: Path) -> None:
     coarse["B2"][0, 0, 0] += 1
     with pytest.raises(BadInput, match="another request"):
         write_cube(path, {"landsat": coarse, "sentinel-2": fine}, AUGUST)
+
+
+def test_a_cube_in_memory_reads_as_the_one_on_disk(tmp_path: Path) -> None:
+    fine = dataset(BANDS, gsd=10)
+    fine["scl"] = ("time", "y", "x"), np.random.default_rng(2).integers(0, 12, (2, 60, 90)).astype("uint8")
+    radar = dataset(("VV",), gsd=20, shape=(30, 45), dtype="float32")
+    radar["orbit"] = "time", ["ascending", "descending"]
+    data = {"sentinel-2": fine, "sentinel-1": radar}
+    held, stored = cube_of(data, AUGUST), open_cube(write_cube(tmp_path / "c.zarr", data, AUGUST))
+    assert (held.grid, held.period, held.key) == (stored.grid, stored.period, stored.key)
+    for name, source in stored.sources.items():
+        own = held.sources[name]
+        assert (own.bands, own.factor, own.source) == (source.bands, source.factor, source.source)
+        for key in ("times", "delivered", "scale", "offset", "meta"):
+            np.testing.assert_array_equal(getattr(own, key), getattr(source, key))
+        window, frames = Tile(7, 11, 47, 83), np.array([1, 0])
+        for mine, theirs in zip(own.read(window, frames), source.read(window, frames), strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+    assert held.sources["sentinel-1"].meta.any()
 
 
 def test_write_cube_takes_floats_and_scales_by_band(tmp_path: Path) -> None:

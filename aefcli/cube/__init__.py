@@ -17,7 +17,7 @@ Each source keeps its own spacing where that is coarser than the cube's; all sha
 Sources: `sources.md`, `stores.md`.
 """
 
-from aefcli.cube.dataset import write_cube
+from aefcli.cube.dataset import cube_of, write_cube
 from aefcli.cube.estimate import Estimate, estimate
 from aefcli.cube.fetch import Fetched, Request, check, fetch
 from aefcli.cube.frames import Frame, boa_offset, frames_of
@@ -42,6 +42,7 @@ __all__ = [
     "check",
     "check_gsd",
     "chunk_files",
+    "cube_of",
     "estimate",
     "factor",
     "fetch",

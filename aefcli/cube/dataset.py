@@ -1,16 +1,18 @@
-"""The door for data that no catalog has: xarray datasets as stacks, and cubes made of them."""
+"""The door for data that no catalog has: xarray datasets as stacks, and cubes made of them, on disk or in memory."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from aefcli import ledger
-from aefcli.cube.write import FORMAT, Part, Parts, Stack, Work, layers_of, slabs, write
+from aefcli.cube.grid import grid_attrs
+from aefcli.cube.store import Cube, CubeSource, meta_of
+from aefcli.cube.write import FORMAT, Clear, Part, Parts, Stack, Work, layers_of, slabs, write
 from aefcli.errors import BadInput, unknown
 from aefcli.extent import Period, Tile
 from aefcli.sources import SOURCES, WORDS, Source
@@ -30,6 +32,50 @@ def write_cube(path: Path, datasets: Mapping[str, xr.Dataset], period: Period, *
     The finest dataset sets the cube's grid; the cells of the others are whole multiples of its cells. Raises BadInput
     for what does not fit.
     """
+    grid, stacks, request = _checked(datasets, period)
+    with ledger.build(path, request, dict, overwrite=overwrite) as build:
+        if not build.complete:
+            write(build, Parts(grid, period, stacks, {}, request), Work(threads=1))
+    return path
+
+
+def cube_of(datasets: Mapping[str, xr.Dataset], period: Period) -> Cube:
+    """The cube that `write_cube` would make of the same datasets, in memory: nothing is written, all is held."""
+    grid, stacks, request = _checked(datasets, period)
+    attrs = {
+        "aef:key": ledger.digest(request),
+        "aef:grid": grid_attrs(grid),
+        "aef:period": [period.start, period.end],
+        "aef:sources": [stack.source.name for stack in stacks],
+        "aef:request": request,
+    }
+    return Cube(Path("memory"), grid, period, {s.source.name: _held(s, grid) for s in stacks}, attrs)
+
+
+def _held(stack: Stack, grid: GeoBox) -> CubeSource:
+    """A stack as a source of an open cube: its pixels, their weight and its geometry."""
+    frames, whole = np.arange(len(stack.times)), Tile(0, 0, *stack.grid.shape)
+    clear = Clear(stack.source, stack.delivered, whole.shape)
+    arrays: dict[str, np.ndarray] = {}
+    for part in stack.read(frames, whole, 1):
+        clear.add(part)
+        arrays[part.name] = part.values
+    bands = [at for at, band in enumerate(stack.source.bands) if band.name in arrays]
+    return CubeSource(
+        source=stack.source,
+        times=stack.times,
+        bands=tuple(stack.source.bands[at].name for at in bands),
+        delivered=stack.delivered[:, bands],
+        scale=stack.scale[:, bands],
+        offset=stack.offset[:, bands],
+        meta=meta_of(stack.source, stack.lineage, len(frames)),
+        factor=round(stack.grid.resolution.x / grid.resolution.x),
+        arrays={**arrays, "weight": clear.weight()},
+    )
+
+
+def _checked(datasets: Mapping[str, xr.Dataset], period: Period) -> tuple[GeoBox, list[Stack], dict[str, Any]]:
+    """The grid of the finest, the stacks, and what is asked for."""
     stacks = []
     for name, dataset in datasets.items():
         if name not in SOURCES:
@@ -45,10 +91,7 @@ def write_cube(path: Path, datasets: Mapping[str, xr.Dataset], period: Period, *
         "datasets": {s.source.name: fingerprint(s) for s in stacks},
         "period": str(period),
     }
-    with ledger.build(path, request, dict, overwrite=overwrite) as build:
-        if not build.complete:
-            write(build, Parts(grid, period, stacks, {}, request), Work(threads=1))
-    return path
+    return grid, stacks, request
 
 
 def stack_of_dataset(source: Source, dataset: xr.Dataset) -> Stack:

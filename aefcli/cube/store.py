@@ -152,7 +152,7 @@ def _open_source(root: zarr.Group, name: str, grid: GeoBox) -> CubeSource:
     rows, columns = (-(-count // factor) for count in shape_of(grid))
     if {found.shape for found in arrays.values()} != {(len(times), rows, columns)}:
         raise ValueError(f"the arrays of {name} are not of {len(times)} frames of {rows} x {columns} cells")
-    known = [_numbers(values(key)) if f"{name}/{key}" in root else np.zeros(len(times)) for key in source.meta]
+    known = {key: values(key) for key in source.meta if f"{name}/{key}" in root}
     return CubeSource(
         source=source,
         times=times,
@@ -160,10 +160,16 @@ def _open_source(root: zarr.Group, name: str, grid: GeoBox) -> CubeSource:
         delivered=values("delivered")[:, index].astype(bool),
         scale=values("scale")[:, index],
         offset=values("offset")[:, index],
-        meta=np.array(known, dtype="float32").reshape(len(source.meta), len(times)).T,
+        meta=meta_of(source, known, len(times)),
         factor=factor,
         arrays=arrays,
     )
+
+
+def meta_of(source: Source, known: Mapping[str, Sequence[str] | np.ndarray], frames: int) -> np.ndarray:
+    """The acquisition geometry that the table names, float32 (t, m), of what is known of it."""
+    columns = [_numbers(np.asarray(known[key])) if key in known else np.zeros(frames) for key in source.meta]
+    return np.array(columns, dtype="float32").reshape(len(source.meta), frames).T
 
 
 def _numbers(values: np.ndarray) -> np.ndarray:
