@@ -22,7 +22,7 @@ from aefcli.model import Model
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from bench import decoders, encoder, fetch, measure, memory, periods, ragged, reader, roofline
+from bench import decoders, encoder, fetch, knn, measure, memory, periods, ragged, reader, roofline
 from bench.measure import Check, Result, Setting
 from bench.naive.model import Naive
 
@@ -126,6 +126,18 @@ def test_reader_beside_others_runs_and_is_right(tmp_path: Path) -> None:
         return values, 1 - weight
 
     assert reader.differing(readers["tensorstore"], off, windows) == len(windows) * 5 * 64 * 64
+
+
+def test_knn_beside_scikit_learn_runs_and_is_right() -> None:
+    result = knn.run(knn.QUICK, repeats=1)
+    assert result.right, result.correct
+    assert result.ratios["knn"] > 0
+    assert {row[0]: row[1] for row in result.rows} == {"ours": "5,000", "ours, as many": "200", "scikit-learn": "200"}
+    rng = np.random.default_rng(0)
+    x = knn.vectors(50, rng.standard_normal((3, knn.DIMENSIONS), dtype=np.float32), rng)
+    np.testing.assert_allclose(np.linalg.norm(x, axis=1), 1, rtol=1e-6)
+    assert knn.double(x, x)[:, 0].tolist() == list(range(50))
+    assert (knn.double(x, -x)[:, 0] != np.arange(50)).all()
 
 
 def test_three_fifths_of_the_slots_are_empty_and_no_site_is() -> None:

@@ -18,7 +18,7 @@ from aefcli import checkpoint
 from aefcli.cli.app import app
 from aefcli.cube import write_cube
 
-COMMANDS = ["simulate", "fetch", "attach", "verify", "repair", "text", "train", "embed", "eval", "info", "plot"]
+COMMANDS = ["simulate", "fetch", "attach", "verify", "repair", "text", "train", "embed", "eval", "map", "info", "plot"]
 
 
 @pytest.fixture(scope="session")

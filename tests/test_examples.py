@@ -29,7 +29,10 @@ def test_the_belgian_months_become_a_cube_that_trains_and_embeds(netcdf: Path, t
     import belgium
     import xarray as xr
 
-    cube = open_cube(write_cube(tmp_path / "cube.zarr", belgium.sources(netcdf), belgium.PERIOD))
+    months = belgium.months(netcdf)
+    year = belgium.period(months)
+    assert str(year) == "2020-11-01:2021-10-31"
+    cube = open_cube(write_cube(tmp_path / "cube.zarr", belgium.sources(months), year))
     assert cube.shape == (100, 100)
     assert cube.grid.crs.to_epsg() == 32631
     raw = xr.open_dataset(netcdf, engine="h5netcdf")
@@ -52,8 +55,8 @@ def test_the_belgian_months_become_a_cube_that_trains_and_embeds(netcdf: Path, t
     run = checkpoint.new_run(tmp_path / "run", plan)
     losses = [record.loss for record in train(run, plan, [cube], torch.device("cpu"))]
     assert np.isfinite(losses).all()
-    months = [Period.parse(f"2021-{month:02d}") for month in range(1, 11)]
-    done = embed(cube, run, [belgium.PERIOD, *months], tmp_path / "field.zarr", device=torch.device("cpu"))
+    each = [Period.parse(f"2021-{month:02d}") for month in range(1, 11)]
+    done = embed(cube, run, [year, *each], tmp_path / "field.zarr", device=torch.device("cpu"))
     store = field.open_field(done.path)
     assert store.sizes == {"time": 11, "embedding": 64, "y": 100, "x": 100, "nv": 2}
     assert (store["embeddings"] != -128).all()

@@ -25,8 +25,8 @@ from aefcli.batch import DAY
 from aefcli.checkpoint import Run
 from aefcli.cube import Cube, open_cube, write_cube
 from aefcli.errors import BadInput
-from aefcli.extent import Period
-from aefcli.judge import Judgement, find_labels, judge
+from aefcli.extent import Period, Tile
+from aefcli.judge import BASELINES, Judgement, Protocol, find_labels, judge, judge_table
 from aefcli.sources import SOURCES
 
 CPU = torch.device("cpu")
@@ -139,11 +139,11 @@ def save(labels: pd.DataFrame, path: Path) -> Path:
 
 
 def scored(fields: Sequence[Path], labels: Path, cube: Path | None = None) -> Judgement:
-    return judge(fields, labels, cube, probes=("knn1", "linear"), shots=("max",), seed=0, device=CPU)
+    return judge(fields, labels, cube, Protocol(("knn1", "linear"), ("max",)), device=CPU)
 
 
 def rows(done: Judgement) -> list[str]:
-    return list(dict.fromkeys(score.field for score in done.scores))
+    return list(dict.fromkeys(score.field for score in done.evaluation.scores))
 
 
 # --- scores ---------------------------------------------------------------------------------------------------
@@ -152,11 +152,11 @@ def rows(done: Judgement) -> list[str]:
 def test_rows_for_the_field_and_its_baselines(world: World, tmp_path: Path) -> None:
     done = scored([world.field], save(table(), tmp_path / "covers.parquet"))
     assert rows(done) == ["embeddings", "composite", "untrained"]
-    assert {score.task for score in done.scores} == {"covers"}
+    assert {score.task for score in done.evaluation.scores} == {"covers"}
     assert done.notes == ()
-    assert done.about["points"] == 80
-    assert done.about["split"] == "site"
-    of = {row: {(s.probe, s.metric): s.mean for s in done.scores if s.field == row} for row in rows(done)}
+    assert done.evaluation.about["points"] == 80
+    assert done.evaluation.about["split"] == "site"
+    of = {row: {(s.probe, s.metric): s.mean for s in done.evaluation.scores if s.field == row} for row in rows(done)}
     assert of["composite"]["linear", "balanced_accuracy"] > 0.65
     assert len({tuple(scores.values()) for scores in of.values()}) == 3  # no two rows are of the same vectors
 
@@ -169,9 +169,11 @@ def test_labels_that_not_all_can_answer_are_dropped_and_counted(world: World, tm
     # In the middle, so that the rows left must be matched with the rows left of every candidate
     mixed = pd.concat([good[:30], outside, elsewhen, good[30:], nodata])
     done = scored([world.field], save(mixed, tmp_path / "t.csv"))
-    assert done.notes == ("12 of 92 labels lie outside, without data or in other periods",)
-    assert done.about["points"] == 80
-    assert done.scores == scored([world.field], save(good, tmp_path / "t.parquet")).scores
+    reasons = "4 outside, 6 of periods that a field does not hold, 2 without data"
+    assert done.notes == (f"12 of 92 labels are left out: {reasons}",)
+    assert done.evaluation.about["points"] == 80
+    alone = scored([world.field], save(good, tmp_path / "t.parquet"))
+    assert done.evaluation.scores == alone.evaluation.scores
 
 
 def test_each_label_is_answered_for_its_own_period(world: World, tmp_path: Path) -> None:
@@ -187,40 +189,55 @@ def test_each_label_is_answered_for_its_own_period(world: World, tmp_path: Path)
         "untrained": baselines.untrained(world.run.recipe, *asked, CPU),
     }
     own = {name: values[np.arange(80), which] for name, values in made.items()}
-    scores, about = probe.evaluate(own, labels, task="t", probes=("knn1", "linear"), shots=("max",))
+    alone = probe.evaluate(own, labels, task="t", probes=("knn1", "linear"), shots=("max",))
     done = scored([world.field], file)
-    assert done == Judgement(tuple(scores), about, ())
+    assert done.evaluation.scores == alone.scores
+    assert done.evaluation.about == {**alone.about, "sharing": done.evaluation.about["sharing"]}
+    assert done.notes == ()
 
 
 def scored_alone(world: World, folder: Path, period: Period) -> tuple[Any, ...]:
-    return scored([world.field], save(table(period=period), folder / "t.csv")).scores
+    return scored([world.field], save(table(period=period), folder / "t.csv")).evaluation.scores
 
 
 def test_a_field_of_one_period_answers_labels_without_one(world: World, tmp_path: Path) -> None:
     embed.embed(world.cube, world.run, [SPRING], tmp_path / "embeddings.zarr", device=CPU)
     plain = scored([tmp_path / "embeddings.zarr"], save(table(period=None), tmp_path / "t.csv"))
     assert rows(plain) == ["embeddings", "composite", "untrained"]  # the cube is where the field says
-    assert plain.scores == scored_alone(world, tmp_path, SPRING)
+    assert plain.evaluation.scores == scored_alone(world, tmp_path, SPRING)
 
 
 def test_periods_of_labels_count_in_whole_days(world: World, tmp_path: Path) -> None:
     """As fields are asked for: else the hint to embed the labels' period would lead nowhere."""
     start, end = SPRING.start + DAY // 3, SPRING.end - DAY // 4
     part = table(valid_time_start_ms=start, valid_time_end_ms=end)
-    assert scored([world.field], save(part, tmp_path / "t.csv")).scores == scored_alone(world, tmp_path, SPRING)
-    late = table(valid_time_start_ms=SPRING.start + DAY)
-    with pytest.raises(BadInput, match="ask for 2023-01-02:2023-06-30"):
-        scored([world.field], save(late, tmp_path / "t.csv"))
+    found = scored([world.field], save(part, tmp_path / "t.csv"))
+    assert found.evaluation.scores == scored_alone(world, tmp_path, SPRING)
+
+
+def test_periods_that_the_field_lacks_are_embedded_where_its_run_is_at_hand(world: World, tmp_path: Path) -> None:
+    late = save(table(valid_time_start_ms=SPRING.start + DAY), tmp_path / "t.csv")
+    done = scored([world.field], late)
+    assert done.notes == ("80 labels ask embeddings for periods it does not hold: embedded here",)
+    other = Period(SPRING.start + DAY, SPRING.end)
+    embed.embed(world.cube, world.run, [other], tmp_path / "embeddings.zarr", device=CPU)
+    assert scored([tmp_path / "embeddings.zarr"], late, world.cube.path).evaluation.scores == done.evaluation.scores
+    shutil.copytree(world.field, tmp_path / "alone.zarr")
+    with pytest.raises(BadInput, match=r"ask for 2023-01-02:2023-06-30, alone holds .*\(aef embed --period 2023-01-02"):
+        scored([tmp_path / "alone.zarr"], late, world.cube.path)
+    named = judge([tmp_path / "alone.zarr"], late, world.cube.path, Protocol(("knn1",)), run=world.run, device=CPU)
+    assert "80 labels ask alone for periods it does not hold: embedded here" in named.notes
+    stranger = make_run(tmp_path / "stranger", 0.1)
+    with pytest.raises(BadInput, match=r"did not make .*alone.zarr"):
+        judge([tmp_path / "alone.zarr"], late, world.cube.path, Protocol(), run=stranger, device=CPU)
 
 
 def test_shots_beyond_the_training_split_are_left_out_by_default(world: World, tmp_path: Path) -> None:
     split = np.where(np.arange(80) < 8, "train", "test")  # 4 points of either class to learn from
     labels = table(row=6 + np.arange(80) // 34, column=6 + np.arange(80) % 34, split=split)
-    done = judge(
-        [world.field], save(labels, tmp_path / "t.csv"), None, probes=("knn1",), shots=None, seed=0, device=CPU
-    )
+    done = judge([world.field], save(labels, tmp_path / "t.csv"), None, Protocol(("knn1",)), device=CPU)
     assert done.notes == ("10 shots left out: the smallest class has too few points",)
-    assert {score.shots for score in done.scores} == {1, "max"}
+    assert {score.shots for score in done.evaluation.scores} == {1, "max"}
 
 
 def test_without_a_cube_the_baselines_are_left_out(world: World, tmp_path: Path) -> None:
@@ -239,9 +256,110 @@ def test_fields_of_one_name_keep_their_rows(world: World, tmp_path: Path) -> Non
     shutil.copytree(other, posing)
     done = scored([world.field, other, posing], save(table(), tmp_path / "t.csv"))
     assert rows(done) == [str(world.field), str(other), str(posing), "composite", "untrained"]
-    of = {name: [score.mean for score in done.scores if score.field == name] for name in rows(done)}
+    of = {name: [score.mean for score in done.evaluation.scores if score.field == name] for name in rows(done)}
     assert of[str(other)] == of[str(posing)] != of[str(world.field)]
     assert of["composite"] != of[str(posing)]
+
+
+# --- what the judge sees through ------------------------------------------------------------------------------
+
+
+def posing(path: Path, vectors: np.ndarray) -> Path:
+    """A field that holds these vectors (time, 64, y, x) for the two half years, whoever made them."""
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    field.create(path, GRID, [SPRING, AUTUMN], sources=[], attrs={})
+    field.write(path, Tile(0, 0, *SHAPE), field.quantise(unit, axis=1), {})
+    field.finish(path)
+    return path
+
+
+def best_of(done: Judgement, name: str) -> float:
+    return probe.best(done.evaluation, name, "max")[1]
+
+
+def test_a_copy_of_the_coordinates_knows_nothing_at_other_sites(tmp_path: Path) -> None:
+    """Labels that hang on the site: points beside each other would give them away, a split by sites does not."""
+    row, column = np.mgrid[: SHAPE[0], : SHAPE[1]]
+    rng = np.random.default_rng(3)
+    (along, across), phase = rng.normal(0, 1 / 3, (2, 64)), rng.uniform(0, 6.3, 64)
+    waves = [np.cos(a * row + b * column + c) for a, b, c in zip(along, across, phase, strict=True)]
+    path = posing(tmp_path / "copy.zarr", np.tile(np.stack(waves), (2, 1, 1, 1)))
+    pixel = rng.permutation(row.size)[:1200]
+    points = {"row": row.ravel()[pixel], "column": column.ravel()[pixel]}
+    site = points["row"] // 6 * 7 + points["column"] // 6
+    label = rng.permutation(np.arange(56) % 2)[site]
+    near = table(0, 1200, **points).assign(label=label, site=np.arange(1200))
+    assert best_of(scored([path], save(near, tmp_path / "near.csv")), "copy") > 0.85
+    apart = scored([path], save(near.assign(site=site), tmp_path / "apart.csv"))
+    assert abs(best_of(apart, "copy") - 0.5) < 0.2
+
+
+def test_who_ignores_the_period_is_exposed_by_labels_of_two(tmp_path: Path) -> None:
+    """A place that is one class in spring and the other in autumn."""
+    rng = np.random.default_rng(4)
+    cover = rng.integers(0, 2, SHAPE)
+    what = np.where(np.stack([cover, 1 - cover])[:, None], 1.0, -1.0) * np.ones((2, 64, 1, 1))
+    honest = posing(tmp_path / "honest.zarr", what + 0.5 * rng.standard_normal((2, 64, *SHAPE)))
+    deaf = posing(tmp_path / "deaf.zarr", np.tile(what[:1], (2, 1, 1, 1)))
+    when = np.arange(400) % 2
+    row, column = rng.integers(0, SHAPE[0], 400), rng.integers(0, SHAPE[1], 400)
+    bounds = np.array([[SPRING.start, SPRING.end], [AUTUMN.start, AUTUMN.end]])[when].T
+    times = {"valid_time_start_ms": bounds[0], "valid_time_end_ms": bounds[1]}
+    labels = table(0, 400, row=row, column=column, label=cover[row, column] ^ when, site=row // 6, **times)
+    done = scored([honest, deaf], save(labels, tmp_path / "t.csv"))
+    assert best_of(done, "honest") > 0.95
+    assert abs(best_of(done, "deaf") - 0.5) < 0.1
+
+
+def test_change_is_asked_for_both_periods(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    changed = rng.random(SHAPE) < 0.4
+    before = rng.standard_normal((64, *SHAPE))
+    after = np.where(changed, rng.standard_normal((64, *SHAPE)), before + 0.1 * rng.standard_normal((64, *SHAPE)))
+    path = posing(tmp_path / "pairs.zarr", np.stack([before, after]))
+    row, column = rng.integers(0, SHAPE[0], 300), rng.integers(0, SHAPE[1], 300)
+    labels = table(0, 300, None, row=row, column=column, site=row // 4).drop(columns="label")
+    labels["label_before"], labels["label_after"] = 1, 1 + changed[row, column]
+    for word, period in (("before", SPRING), ("after", AUTUMN)):
+        labels[f"valid_time_start_{word}_ms"], labels[f"valid_time_end_{word}_ms"] = period.start, period.end
+    done = scored([path], save(labels, tmp_path / "t.csv"))
+    assert done.features["pairs"].shape == (300, 128)
+    told = {score.probe: score.mean for score in done.detected if score.metric == "balanced_accuracy"}
+    assert min(told.values()) > 0.95  # no label is needed to see it
+
+
+# --- what stands beside the scores ----------------------------------------------------------------------------
+
+
+def test_all_baselines_comparisons_guards_and_quantisation_of_one_field(world: World, tmp_path: Path) -> None:
+    protocol = Protocol(("knn1", "ridge"), ("max",), pairs=[("embeddings", "raw")])
+    labels = save(table(), tmp_path / "t.csv")
+    done = judge([world.field], labels, None, protocol, beside=BASELINES, guards=True, quantisation=True, device=CPU)
+    assert set(rows(done)) == {"embeddings", *BASELINES} - {"xyz"}  # the cube has no elevation
+    (one,) = done.comparisons
+    assert (one.a, one.b, one.shots) == ("embeddings", "raw", "max")
+    assert one.low <= one.difference <= one.high
+    assert {"float32", "int16", "int8"} <= {score.field for score in done.quantisation.scores}
+    assert any("without sentinel-1" in guard.name for guard in done.guards)
+    assert done.provenance["cube"].startswith(str(world.cube.path))
+    with pytest.raises(BadInput, match=r"unknown candidate 'rav' .*did you mean raw"):
+        judge([world.field], labels, None, Protocol(pairs=[("embeddings", "rav")]), beside=["raw"], device=CPU)
+
+
+def test_columns_of_a_table_are_candidates_beside_its_coordinates(tmp_path: Path) -> None:
+    rng = np.random.default_rng(6)
+    label = np.arange(200) % 2
+    good = {f"A{at:02d}": label + 0.5 * rng.standard_normal(200) for at in range(4)}
+    places = {"x": rng.uniform(5, 6, 200), "y": rng.uniform(50, 51, 200)}
+    points = pd.DataFrame({**good, "noise": rng.standard_normal(200), **places, "cover": label})
+    points.loc[3, "noise"] = np.nan
+    points.to_csv(tmp_path / "points.csv", index=False)
+    done = judge_table(tmp_path / "points.csv", ["A00:A03", "noise"], "cover", Protocol(("linear",), ("max",)))
+    assert rows(done) == ["A00:A03", "noise", "xy"]
+    assert done.notes == ("1 of 200 rows lack a feature",)
+    assert done.evaluation.about["split"] == "block"
+    assert best_of(done, "A00:A03") > 0.85
+    assert max(abs(best_of(done, name) - 0.5) for name in ("noise", "xy")) < 0.15
 
 
 # --- refusals -------------------------------------------------------------------------------------------------
@@ -254,11 +372,11 @@ def elsewhere(labels: pd.DataFrame) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("labels", "says"),
     [
-        (table(period=None), r"the labels name no valid period and the fields hold 2 \(.*or embed one --period"),
+        (table(period=None), r"the labels name no valid period and the fields hold 2 \(choose one with --period"),
         (
             table(period=Period.parse("2022")),
             r"ask for 2022-01-01:2022-12-31, embeddings holds 2023-01-01:2023-06-30, 2023-07-01:2023-12-31 "
-            r"\(aef embed --period 2022-01-01:2022-12-31\)",
+            r"\(its cube spans 2023-01-01:2023-12-31\)",
         ),
         (
             pd.concat([table(period=Period.parse("2022")), table(period=Period.parse("2021-05"))]),

@@ -1,4 +1,4 @@
-"""Labels are read as they stand, splits never leak, trials follow the protocol, probes equal scikit-learn's."""
+"""Labels are read as they stand, splits never leak, probes equal scikit-learn's."""
 
 from __future__ import annotations
 
@@ -6,46 +6,25 @@ import ast
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.linear_model import LinearRegression, RidgeClassifier
+from clouds import classes, clouds
+from sklearn.linear_model import LinearRegression, Ridge, RidgeClassifier, RidgeCV
 from sklearn.metrics import balanced_accuracy_score, f1_score, mean_absolute_error, r2_score
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
+from sklearn.preprocessing import StandardScaler
 
 from aefcli.errors import BadInput
-from aefcli.probe import PROBES, Labels, blocks, evaluate, find_labels, fit, folds, possible, read_labels
+from aefcli.probe import PROBES, Labels, blocks, evaluate, find_labels, fit, folds, possible, read_labels, read_points
 from aefcli.probe.split import bins, plan_split
-from aefcli.probe.trial import Trial
 
-ROOT = Path(__file__).resolve().parents[1]
-REAL = ROOT.parent / "shared" / "data" / "aef"
 DAY = 86_400_000
-
-
-def classes(sizes, seed=0, extent=1.0, **columns):
-    """Labels with classes of these sizes at random places in a square of `extent` degrees."""
-    rng = np.random.default_rng(seed)
-    code = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
-    lon, lat = rng.uniform(10, 10 + extent, len(code)), rng.uniform(45, 45 + extent, len(code))
-    return Labels(lon, lat, code, tuple("abcdefghijkl"[: len(sizes)]), "class", **columns)
-
-
-def clouds(code, noise, seed=0, dims=16):
-    """One Gaussian cloud per class, float64 (n, dims)."""
-    rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(code.max() + 1, dims))
-    return centres[code] + noise * rng.normal(size=(len(code), dims))
-
-
-def by(scores, **wanted):
-    """The one score that has these fields."""
-    found = [score for score in scores if all(getattr(score, key) == value for key, value in wanted.items())]
-    assert len(found) == 1, found
-    return found[0]
+METRES = np.radians(6_371_008.8)  # per degree of latitude
 
 
 # --- reading --------------------------------------------------------------------------------------------------
@@ -74,14 +53,14 @@ def points(table, crs):
 def write(table, path):
     if path.suffix == ".csv":
         table.to_csv(path, index=False)
-    elif path.suffix == ".geojson":
-        table.to_file(path, driver="GeoJSON", engine="pyogrio")
+    elif path.suffix in (".geojson", ".gpkg"):
+        table.to_file(path, driver={".geojson": "GeoJSON", ".gpkg": "GPKG"}[path.suffix], engine="pyogrio")
     else:
         table.to_parquet(path)
     return path
 
 
-@pytest.mark.parametrize("form", ["csv", "named", "parquet", "geojson", "geoparquet"])
+@pytest.mark.parametrize("form", ["csv", "named", "parquet", "geojson", "geoparquet", "gpkg"])
 def test_every_format_reads_the_same(tmp_path, form):
     table = frame()
     if form == "csv":
@@ -90,8 +69,8 @@ def test_every_format_reads_the_same(tmp_path, form):
         path = write(table.rename(columns={"x": "longitude", "y": "latitude"}), tmp_path / "t.csv")
     elif form == "parquet":
         path = write(table, tmp_path / "t.parquet")
-    elif form == "geojson":
-        path = write(points(table, "EPSG:4326"), tmp_path / "t.geojson")
+    elif form in ("geojson", "gpkg"):
+        path = write(points(table, "EPSG:4326"), tmp_path / f"t.{form}")
     else:
         path = write(points(table, "EPSG:3832"), tmp_path / "t.parquet")  # a Mercator in metres
     labels = read_labels(path)
@@ -224,6 +203,147 @@ def test_geometries_must_be_points_with_a_crs(tmp_path):
     path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
     with pytest.raises(BadInput, match="2 of 3 rows have no label or no coordinates"):
         read_labels(path)
+
+
+def pairs(**changed):
+    columns = {
+        **{"x": [8.5, 8.6, 8.7, 8.8], "y": [47.1, 47.2, 47.3, 47.4]},
+        **{"label_before": [1, 2, 2, 3], "label_after": [1, 3, 2, 1]},
+        **{"valid_time_start_before_ms": [0] * 4, "valid_time_end_before_ms": [365 * DAY] * 4},
+        **{
+            "valid_time_start_after_ms": [400 * DAY] * 4,
+            "valid_time_end_after_ms": [500 * DAY, 500 * DAY, 400 * DAY, 450 * DAY],
+        },
+    }
+    columns.update(changed)
+    return pd.DataFrame({name: column for name, column in columns.items() if column is not None})
+
+
+def test_pairs_are_change_where_their_labels_differ(tmp_path):
+    labels = read_labels(write(pairs(), tmp_path / "t.csv"))
+    assert labels.change
+    assert (labels.kind, labels.names, labels.value.tolist()) == ("class", ("no change", "change"), [0, 1, 0, 1])
+    assert (labels.before_start // DAY).tolist() == [0] * 4
+    assert (labels.before_end // DAY).tolist() == [365] * 4
+    assert (labels.valid_start // DAY).tolist() == [400, 400, 398, 400]  # an instant is widened, here too
+    assert (labels.valid_end // DAY).tolist() == [500, 500, 402, 450]
+    assert labels.support_start is labels.before_support_start is None
+    part = labels.subset(np.array([2, 3]))
+    assert part.change
+    assert part.before_end.tolist() == [365 * DAY] * 2
+    words = pairs(label_before=["oak", " elm ", "oak", "ash"], label_after=["oak", "elm", "ash", "oak"])
+    assert read_labels(write(words, tmp_path / "w.csv")).value.tolist() == [0, 0, 1, 1]
+    assert not read_labels(write(frame(), tmp_path / "f.csv")).change
+
+
+def test_support_periods_are_read(tmp_path):
+    one = frame(support_time_start_ms=[0, DAY, 0, 0], support_time_end_ms=[366 * DAY, 2 * DAY, DAY, DAY])
+    labels = read_labels(write(one, tmp_path / "t.csv"))
+    assert (labels.support_start // DAY).tolist() == [0, 1, 0, 0]
+    assert (labels.support_end // DAY).tolist() == [366, 2, 1, 1]
+    assert labels.subset(np.array([1])).support_end.tolist() == [2 * DAY]
+    both = pairs(
+        **{f"support_time_start_{when}_ms": [start] * 4 for when, start in (("before", 1), ("after", 2))},
+        **{f"support_time_end_{when}_ms": [end] * 4 for when, end in (("before", 3), ("after", 4))},
+    )
+    labels = read_labels(write(both, tmp_path / "b.csv"))
+    columns = (labels.before_support_start, labels.before_support_end, labels.support_start, labels.support_end)
+    assert [column.tolist() for column in columns] == [[1] * 4, [3] * 4, [2] * 4, [4] * 4]
+    assert read_labels(write(frame(), tmp_path / "f.csv")).support_end is None
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        (
+            frame(support_time_start_ms=[0] * 4, support_time_end_ms=[DAY, 366 * DAY, 367 * DAY, 900 * DAY]),
+            r"2 of 4 rows have a support of more than a year, the first of 367 days in row 2 \(bring support_time_",
+        ),
+        (frame(support_time_start_ms=[5] * 4, support_time_end_ms=[5, 6, 7, 4]), r"2 of 4 rows end .*support times"),
+        (
+            frame(support_time_start_ms=[5] * 4),
+            r"one end of the support time, and no support_time_end_ms \(give both\)",
+        ),
+        (pairs(label_before=[1, None, 2, 3]), r"1 of 4 rows have no label_before or no label_after or no coordinates"),
+        (pairs(label_after=[1, 2, 2, 3]), r"all 4 labels are no change \("),
+        (pairs(label_before=[2, 1, 1, 4]), r"all 4 labels are change \("),
+        (pairs(valid_time_start_before_ms=None), r"one end of the valid time, and no valid_time_start_before_ms"),
+        (
+            pairs(valid_time_start_before_ms=None, valid_time_end_before_ms=None),
+            r"no column valid_time_start_before_ms \(pairs need the valid times before and after",
+        ),
+        (
+            pairs(valid_time_start_after_ms=None, valid_time_end_after_ms=None),
+            r"no column valid_time_start_after_ms \(pairs",
+        ),
+        (pairs(label_after=None), r"no column 'label'; its columns: x, y, label_before"),
+    ],
+)
+def test_bad_pairs_and_supports_are_refused_in_one_line(tmp_path, table, says):
+    with pytest.raises(BadInput, match=says) as caught:
+        read_labels(write(table, tmp_path / "t.csv"))
+    assert "\n" not in str(caught.value)
+
+
+# --- points with features ----------------------------------------------------------------------------------------
+
+
+def featured(**changed):
+    columns = {
+        **{"longitude": [8.5, 8.6, 8.7], "latitude": [47.1, 47.2, 47.3], "cover": [4, 9, 4]},
+        **{"A02": [2.0, 2.5, 2.7], "A00": [0.0, 0.5, 0.7], "word": ["a", "b", "c"], "A01": [1.0, 1.5, 1.7]},
+        **{"A10": [10, 11, 12], "cover_name": ["oak", "elm", "oak"], "red": [3, 4, 5], "A": [6, 6, 6]},
+    }
+    columns.update(changed)
+    return pd.DataFrame(columns)
+
+
+@pytest.mark.parametrize(
+    ("features", "columns"),
+    [
+        ("A00:A02", ["A00", "A01", "A02"]),
+        ("A02", ["A02"]),
+        ("red, A00:A01 ,A10", ["red", "A00", "A01", "A10"]),
+        ("A00:A00", ["A00"]),
+        ("red:A", ["red", "A"]),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_points_bring_their_features(tmp_path, suffix, features, columns):
+    table = featured()
+    labels, matrix = read_points(write(table, tmp_path / f"t{suffix}"), features, "cover")
+    assert matrix.dtype == np.float64
+    np.testing.assert_array_equal(matrix, table[columns].to_numpy(float))
+    assert (labels.lon.tolist(), labels.lat.tolist()) == ([8.5, 8.6, 8.7], [47.1, 47.2, 47.3])
+    assert (labels.names, labels.value.tolist()) == (("oak", "elm"), [0, 1, 0])
+
+
+def test_a_feature_without_a_number_is_nan(tmp_path):
+    path = write(featured(A00=[0.5, None, 1.0], A01=[np.inf, 1.0, 2.0]), tmp_path / "t.csv")
+    labels, matrix = read_points(path, "A00:A01", "red")
+    np.testing.assert_array_equal(matrix, [[0.5, np.nan], [np.nan, 1], [1, 2]])
+    assert labels.names == ("3", "4", "5")
+
+
+@pytest.mark.parametrize(
+    ("features", "label", "says"),
+    [
+        ("A00:A99", "cover", r"unknown column 'A99'"),
+        ("A0", "cover", r"unknown column 'A0' .*did you mean A"),
+        ("A00:A10", "cover", r"A00:A10 has 4 columns of 11 \("),
+        ("A02:A00", "cover", r"A02:A00 runs backwards \(A00:A02\)"),
+        ("A:red", "cover", r"A:red runs backwards"),
+        ("A00:A02,A01", "cover", r"name A01 twice"),
+        ("A00,word", "cover", r"word is no number in 3 rows, first 'a'"),
+        ("", "cover", r"unknown column ''"),
+        ("A00", "dw_label", r"no column 'dw_label'; its columns: longitude"),
+    ],
+)
+def test_features_that_cannot_be_read_are_refused_in_one_line(tmp_path, features, label, says):
+    with pytest.raises(BadInput, match=says) as caught:
+        read_points(write(featured(), tmp_path / "t.csv"), features, label)
+    assert "t.csv: " in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_usual_names_in_their_order(tmp_path):
@@ -361,7 +481,7 @@ def test_a_place_in_both_splits_is_refused():
     lon[9], lat[9] = 10.123456, 45.5
     lon[8], lat[8] = lon[9] - 1e-12, lat[9] + 1e-12  # what a reprojection leaves
     shared = Labels(lon, lat, labels.value, labels.names, "class", split=split)
-    with pytest.raises(BadInput, match=rf"share 1 locations, the first at {lon[9]:.6f}"):
+    with pytest.raises(BadInput, match=rf"share 1 pixels, the first at {lon[9]:.6f}"):
         evaluate({"f": np.zeros((100, 2))}, shared, task="t")
     with pytest.raises(BadInput, match="all 100 points are in the test split"):
         evaluate(
@@ -369,6 +489,68 @@ def test_a_place_in_both_splits_is_refused():
             Labels(lon, lat, labels.value, labels.names, "class", split=np.full(100, "test")),
             task="t",
         )
+
+
+def beside(metres):
+    """Twelve pairs of points so far apart to the north, one of each pair on either side of a border of blocks."""
+    row = 1280.0 * np.arange(3_000, 3_012)
+    lat = np.concatenate([row - metres / 2, row + metres / 2]) / METRES - 90
+    code = np.tile([0, 1], 12)
+    return Labels(np.full(24, 10.0), lat, code, ("a", "b"), "class")
+
+
+def test_our_splits_keep_the_points_of_a_pixel_together():
+    """Also where the pixel lies across a border of blocks, or two sites have it."""
+    apart, near = beside(30.0), beside(3.0)
+    alone = np.arange(24)
+    pair = alone % 12
+    assert plan_split(apart, 1280.0).sharing == 0
+    divided = plan_split(near, 1280.0, place=alone)
+    assert divided.sharing == 0
+    assert (divided.group[:12] != divided.group[12:]).all()
+    kept = plan_split(near, 1280.0, place=pair)
+    assert kept.sharing == 24
+    assert (kept.group[:12] == kept.group[12:]).all()
+    assert len(kept.held) == 12
+    site = np.concatenate([np.arange(12), np.arange(12) ^ 1])
+    joined = plan_split(replace(near, site=site), 1280.0, place=pair)
+    assert len(joined.held) == 6
+    assert (joined.group[:12] == joined.group[12:]).all()
+    assert [len(set(joined.group[site == one])) for one in range(12)] == [1] * 12  # no site is divided
+    for fold in range(10):
+        train, test = kept.draw("max", np.random.default_rng(fold))
+        assert not set(pair[train]) & set(pair[test])
+
+
+def test_a_cell_of_ten_metres_stands_for_a_pixel():
+    lat = 45 + np.array([0.0, 3.0, 0.0, 25.0, 4_000.0, 9_000.0]) / METRES
+    lon = np.array([10.0, 10.0, 10.0, 10.0, 10.0, 10.0])
+    labels = Labels(lon, lat, np.array([0, 1, 0, 1, 0, 1]), ("a", "b"), "class")
+    cells = blocks(lon, lat, 10.0)
+    assert plan_split(labels, 1280.0).sharing == np.isin(cells, np.flatnonzero(np.bincount(cells) > 1)).sum() >= 2
+    done = evaluate(
+        {"f": np.ones((6, 2))}, labels, task="t", shots=["max"], probes=["knn1"], place=np.array([0, 0, 0, 1, 2, 3])
+    )
+    assert done.about["sharing"] == 3
+
+
+def test_a_given_split_that_divides_a_pixel_is_refused():
+    split = np.array(["train"] * 12 + ["test"] * 12)
+    given = replace(beside(3.0), split=split)
+    assert plan_split(given, 1280.0, place=np.arange(24)).how == "given"
+    with pytest.raises(
+        BadInput, match=r"share 12 pixels, the first at 10.0\d+, -?\d+\.\d+ \(keep every pixel"
+    ) as caught:
+        plan_split(given, 1280.0, place=np.arange(24) % 12)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_given_split_lends_all_it_has():
+    split = np.where(np.arange(100) % 4 == 0, "test", "train")
+    labels = replace(classes([60, 40]), split=split)
+    least = np.bincount(labels.value[split == "train"]).min()
+    train, _ = plan_split(labels, 1280.0).draw("max", np.random.default_rng(0))
+    assert np.bincount(labels.value[train]).tolist() == [least, least]
 
 
 def refused(labels, says, **options):
@@ -426,34 +608,40 @@ def test_requests_that_make_no_sense():
 # --- probes against scikit-learn --------------------------------------------------------------------------------
 
 
+def predicted(probe, x, y, test, kind="class"):
+    return fit.teach(probe, x, y, kind, int(y.max()) + 1 if kind == "class" else 0).predict(test)
+
+
 @pytest.mark.parametrize("count", [2, 3, 12])
 @pytest.mark.parametrize("shots", [1, 10, 60])
 def test_class_probes_equal_sklearn(count, shots):
     for seed in range(5):
         y = np.repeat(np.arange(count), shots)
         x, test = clouds(y, 2.0, seed), clouds(np.repeat(np.arange(count), 100), 2.0, seed + 50)
-        ours = fit.linear(x, y, test, "class")
-        rest = LinearRegression().fit(x, 2.0 * np.eye(count)[y] - 1).predict(test)
-        np.testing.assert_array_equal(ours, rest.argmax(axis=1))
+        target = 2.0 * np.eye(count)[y] - 1
+        taught = fit.teach("linear", x, y, "class", count)
+        rest = LinearRegression().fit(x, target).predict(test)
+        np.testing.assert_allclose(taught.scores(test), rest, atol=1e-6)
+        np.testing.assert_array_equal(taught.predict(test), rest.argmax(axis=1))
         if len(x) > x.shape[1] + 1:  # with fewer rows RidgeClassifier divides by rounding: see below
             ridge = RidgeClassifier(alpha=0, solver="svd").fit(x, y).predict(test)
-            np.testing.assert_array_equal(ours, ridge)
-        near = y[fit.neighbours(x, test, 3)]
+            np.testing.assert_array_equal(taught.predict(test), ridge)
         for k in {1, min(3, len(x))}:
-            knn = KNeighborsClassifier(k, algorithm="brute").fit(x, y).predict(test)
-            np.testing.assert_array_equal(fit.vote(near[:, :k], "class"), knn)
-        assert len(set(ours)) == count
+            knn = KNeighborsClassifier(k, algorithm="brute").fit(x, y)
+            taught = fit.teach(f"knn{k}" if k != 2 else "knn3", x, y, "class", count)
+            np.testing.assert_allclose(taught.scores(test), knn.predict_proba(test), atol=1e-6)
+            np.testing.assert_array_equal(taught.predict(test), knn.predict(test))
 
 
 def test_neighbours_differ_from_sklearn_only_where_two_are_equally_near():
-    """On quantised features one search for three serves k = 1 as well as a search of its own."""
     rng = np.random.default_rng(0)
     x, test, y = rng.integers(-3, 4, (200, 3)), rng.integers(-3, 4, (300, 3)), rng.integers(0, 4, 200)
     near = fit.neighbours(x.astype(float), test.astype(float), 3)
     distance = np.linalg.norm(test[:, None] - x[None], axis=2)
-    np.testing.assert_allclose(np.take_along_axis(distance, near, 1), np.sort(distance, axis=1)[:, :3])
+    np.testing.assert_array_equal(near, np.argsort(distance, axis=1, kind="stable")[:, :3])
     own = KNeighborsClassifier(1, algorithm="brute").fit(x.astype(float), y).predict(test.astype(float))
     tied = (np.sort(distance, axis=1)[:, 0] == np.sort(distance, axis=1)[:, 1]).nonzero()[0]
+    assert len(tied) > 20
     assert set(np.flatnonzero(y[near[:, 0]] != own)) <= set(tied)
 
 
@@ -461,11 +649,74 @@ def test_value_probes_equal_sklearn():
     rng = np.random.default_rng(0)
     x, test = rng.normal(size=(90, 16)), rng.normal(size=(70, 16))
     y = x @ rng.normal(size=16) + 3 + rng.normal(size=90)
-    np.testing.assert_allclose(fit.linear(x, y, test, "value"), LinearRegression().fit(x, y).predict(test))
-    near = y[fit.neighbours(x, test, 3)]
+    linear = LinearRegression().fit(x, y).predict(test)
+    np.testing.assert_allclose(predicted("linear", x, y, test, "value"), linear, atol=1e-6)
     for k in (1, 3):
         expected = KNeighborsRegressor(k, algorithm="brute").fit(x, y).predict(test)
-        np.testing.assert_allclose(fit.vote(near[:, :k], "value"), expected)
+        np.testing.assert_allclose(predicted(f"knn{k}", x, y, test, "value"), expected, atol=1e-6)
+        assert fit.teach(f"knn{k}", x, y, "value", 0).scores(test).shape == (70, 1)
+
+
+@pytest.mark.parametrize("shape", [(90, 16), (12, 40)])
+@pytest.mark.parametrize("penalty", [1e-4, 0.1, 1.0])
+def test_ridge_equals_sklearn_on_standardised_features(shape, penalty):
+    rng = np.random.default_rng(0)
+    unit = 10.0 ** rng.uniform(-3, 3, shape[1])
+    x, test = rng.normal(size=shape) * unit + unit, rng.normal(size=(70, shape[1])) * unit
+    y = rng.normal(size=(len(x), 3))
+    scaler = StandardScaler().fit(x)
+    squares = np.linalg.svd(scaler.transform(x), compute_uv=False) ** 2
+    theirs = Ridge(alpha=penalty * squares.mean()).fit(scaler.transform(x), y).predict(scaler.transform(test))
+    weights, offset = fit.ridge(x, y, penalty)
+    np.testing.assert_allclose(test @ weights + offset, theirs, atol=1e-6)
+
+
+def test_ridge_chooses_the_penalty_that_sklearn_would():
+    """RidgeCV's leaving one out, over the same penalties; it does not count the mean as learned, we do."""
+    rng = np.random.default_rng(1)
+    chosen = set()
+    for noise, dims in ((0.01, 8), (3.0, 60), (30.0, 60)):
+        x = rng.normal(size=(80, dims))
+        y = x[:, :1] + noise * rng.normal(size=(80, 1))
+        scaled = StandardScaler().fit_transform(x)
+        unit = (np.linalg.svd(scaled, compute_uv=False) ** 2).mean()
+        theirs = RidgeCV(alphas=fit._PENALTIES * unit).fit(scaled, y[:, 0] - y.mean()).alpha_ / unit
+        weights, offset = fit.ridge(x, y)
+        expected = [fit.ridge(x, y, penalty) for penalty in fit._PENALTIES]
+        matches = [np.allclose(weights, one) and np.allclose(offset, other) for one, other in expected]
+        assert sum(matches) == 1
+        assert fit._PENALTIES[matches.index(True)] == pytest.approx(theirs)
+        chosen.add(matches.index(True))
+    assert len(chosen) > 1
+
+
+def test_ridge_does_not_explode_where_rows_and_columns_are_as_many():
+    """Where plain least squares does: as many rows as columns and one."""
+    y = np.repeat(np.arange(13), 5)
+    code = np.repeat(np.arange(13), 60)
+    right = {"linear": 0.0, "ridge": 0.0}
+    for seed in range(8):
+        x, test = clouds(y, 2.5, seed, dims=64), clouds(code, 2.5, seed, dims=64)
+        for probe in right:
+            right[probe] += (predicted(probe, x, y, test) == code).mean() / 8
+    assert right["ridge"] > right["linear"] + 0.2
+
+
+def test_ridge_of_one_row_a_class_or_of_constant_columns():
+    x = np.column_stack([np.eye(4), np.full(4, 7.0)])
+    assert predicted("ridge", x, np.arange(4), x).tolist() == [0, 1, 2, 3]
+    twice = np.r_[x, x]
+    assert predicted("ridge", twice, np.tile(np.arange(4), 2), x * [1, 1, 1, 1, 9]).tolist() == [0, 1, 2, 3]
+    assert predicted("ridge", np.ones((4, 2)), np.array([0.0, 1, 2, 3]), np.ones((2, 2)), "value").tolist() == [1.5] * 2
+
+
+def test_a_class_that_was_not_shown_is_never_said():
+    x, y = clouds(np.repeat([0, 2], 30), 1.0), np.repeat([0, 2], 30)
+    far = 100 * np.random.default_rng(0).normal(size=(500, 16))
+    for probe in PROBES:
+        taught = fit.teach(probe, x, y, "class", 4)
+        assert taught.scores(far).shape == (500, 4)
+        assert set(taught.predict(far)) == {0, 2}
 
 
 def test_the_linear_probe_does_not_depend_on_the_unit_of_the_features():
@@ -478,8 +729,8 @@ def test_the_linear_probe_does_not_depend_on_the_unit_of_the_features():
         centred = np.linalg.pinv(x - x.mean(0), rcond=1e-10) @ (2.0 * np.eye(12) - 2 / 12)
         exact = ((test - x.mean(0)) @ centred).argmax(1)
         wrong += (RidgeClassifier(alpha=0, solver="svd").fit(x * 3e4, y).predict(test * 3e4) != exact).sum()
-        ours += (fit.linear(x * 3e4, y, test * 3e4, "class") != exact).sum()
-        ours += (fit.linear(x * 3e4 + 1e4, y, test * 3e4 + 1e4, "class") != exact).sum()
+        ours += (predicted("linear", x * 3e4, y, test * 3e4) != exact).sum()
+        ours += (predicted("linear", x * 3e4 + 1e4, y, test * 3e4 + 1e4) != exact).sum()
     assert ours == 0
     assert wrong > 100  # else the scaling is no longer needed
 
@@ -510,101 +761,15 @@ def test_the_bootstrap_equals_one_by_rows(monkeypatch):
         row = rng.integers(0, 100, 100)
         by_rows[0].append(fit.measure(truth[row], guess[row], "class")[0])
         by_rows[1].append(fit.measure(value[row], said[row], "value")[0])
-    ours = fit.measure(truth, guess, "class", rng), fit.measure(value, said, "value", rng)
+    weight = fit.resamples(100, rng)
+    ours = fit.measure(truth, guess, "class", weight), fit.measure(value, said, "value", weight)
     for drawn, expected in zip(ours, by_rows, strict=True):
         spread = np.std(expected, axis=0)
         np.testing.assert_allclose(drawn.mean(axis=0), np.mean(expected, axis=0), atol=0.1 * spread.min())
         np.testing.assert_allclose(drawn.std(axis=0), spread, rtol=0.08)
 
 
-# --- trials ---------------------------------------------------------------------------------------------------
-
-
-def test_features_that_leak_the_class_are_perfect_and_noise_is_at_chance():
-    labels = classes([70, 60, 50, 80])
-    noise = np.random.default_rng(5).normal(size=(len(labels), 8))
-    fields = {"leak": np.eye(4)[labels.value] + 1e-3 * noise[:, :4], "noise": noise}
-    scores, report = evaluate(fields, labels, task="made-up", max_folds=40, seed=3)
-    assert len(scores) == 2 * 3 * 3 * 2
-    for score in scores:
-        if score.field == "leak" and not (score.probe == "knn3" and score.shots == 1):
-            assert (score.mean, score.std) == (1.0, 0.0)
-        elif score.field == "noise" and score.metric == "balanced_accuracy":
-            assert score.mean == pytest.approx(0.25, abs=0.04)
-    assert by(scores, field="leak", probe="knn1", shots=10, metric="macro_f1").as_dict() == {
-        **{"field": "leak", "task": "made-up", "probe": "knn1", "shots": 10, "metric": "macro_f1"},
-        **{"mean": 1.0, "std": 0.0, "n_train": 40, "n_test": 104},
-    }
-    groups = len(np.unique(blocks(labels.lon, labels.lat, 1280.0)))
-    assert report == {
-        **{"split": "block", "groups": groups, "folds": {1: 40, 10: 40, "max": 40}, "max_folds": 40},
-        **{"bootstrap": 100, "seed": 3, "points": 260, "block": 1280.0},
-    }
-
-
-def test_the_spread_is_that_of_folds_and_bootstraps():
-    """At max the bootstraps widen the spread of the folds; one fold alone has theirs."""
-    labels = classes([150, 120])
-    fields = {"f": clouds(labels.value, 4.0)}
-    scores, _ = evaluate(fields, labels, task="t", probes=["linear"], shots=["max"], max_folds=30)
-    plan = plan_split(labels, 1280.0)
-    trial = Trial(plan, labels.value, "class", ("linear",), 0)
-    found = [trial.run(fields, "max", fold).found["f", "linear"] for fold in range(30)]
-    assert found[0].shape == (100, 2)
-    score = by(scores, metric="balanced_accuracy")
-    assert score.std == pytest.approx(np.concatenate(found)[:, 0].std())
-    assert score.std > 1.1 * np.std([fold[:, 0].mean() for fold in found])
-    low, _ = evaluate(fields, labels, task="t", probes=["linear"], shots=[10], max_folds=30)
-    alone = [trial.run(fields, 10, fold).found["f", "linear"][0, 0] for fold in range(30)]
-    assert by(low, metric="balanced_accuracy").mean == pytest.approx(np.mean(alone))
-    assert by(low, metric="balanced_accuracy").std == pytest.approx(np.std(alone))
-
-
-def test_the_seed_decides_and_nothing_else():
-    labels = classes([40, 30, 50])
-    one, two = clouds(labels.value, 2.0, 1), clouds(labels.value, 3.0, 2, dims=5)
-    options = {"task": "t", "shots": (1, "max"), "max_folds": 5}
-    both, _ = evaluate({"one": one, "second": two}, labels, seed=7, **options)
-    again, _ = evaluate({"one": one, "second": two}, labels, seed=7, **options)
-    other, _ = evaluate({"one": one, "second": two}, labels, seed=8, **options)
-    assert both == again
-    assert [score.mean for score in both] != [score.mean for score in other]
-    # a field's score stands on its own: the company, the probes and the shots beside it change nothing
-    alone, _ = evaluate({"second": two}, labels, task="t", seed=7, probes=["knn3"], shots=["max"], max_folds=5)
-    assert alone == [s for s in both if (s.field, s.probe, s.shots) == ("second", "knn3", "max")]
-    assert [(s.field, s.probe, s.shots) for s in both[:4]] == [
-        *[("one", "knn1", 1)] * 2,
-        *[("one", "knn1", "max")] * 2,
-    ]
-
-
-def test_a_class_without_points_is_no_class():
-    labels = classes([40, 30, 50])
-    part = labels.subset(labels.value != 1)
-    scores, _ = evaluate({"f": np.eye(3)[part.value]}, part, task="t", shots=["max"], max_folds=3, probes=["linear"])
-    assert by(scores, metric="balanced_accuracy").mean == 1.0
-
-
-def test_two_classes_at_one_shot_have_but_two_neighbours():
-    labels = classes([30, 30])
-    scores, _ = evaluate({"f": np.eye(2)[labels.value]}, labels, task="t", shots=[1], probes=["knn3"], max_folds=3)
-    assert by(scores, metric="balanced_accuracy").mean == 0.5  # each vote is a tie
-
-
-def test_regression():
-    rng = np.random.default_rng(0)
-    value = rng.normal(size=800)
-    value[0] = 40.0  # an outlier alone in the last bin
-    labels = Labels(rng.uniform(5, 6, 800), rng.uniform(5, 6, 800), value, (), "value")
-    exact = np.column_stack([value, rng.normal(size=(800, 3))])
-    scores, report = evaluate(
-        {"exact": exact, "noise": exact[:, 1:]}, labels, task="t", probes=["knn1", "linear"], max_folds=10
-    )
-    assert by(scores, field="exact", probe="linear", shots="max", metric="r2").mean == pytest.approx(1.0)
-    assert by(scores, field="exact", probe="linear", shots="max", metric="mae").mean < 1e-6
-    assert by(scores, field="noise", probe="linear", shots="max", metric="r2").mean < 0.1
-    assert 1 <= len(report["bins"]) <= 10
-    assert report["folds"]["max"] in (1, 10)
+# --- bins ---------------------------------------------------------------------------------------------------------
 
 
 def test_bins_are_equally_spaced_and_none_is_thin():
@@ -634,6 +799,9 @@ def test_regression_draws_from_every_bin():
     assert not set(train) & set(test)
 
 
+# --- the package -------------------------------------------------------------------------------------------------
+
+
 def test_the_package_loads_nothing_heavy():
     heavy = {"pandas", "geopandas", "sklearn", "scipy", "pyarrow", "torch", "xarray"}
     code = f"import sys, aefcli.probe; print(sorted({heavy} & set(sys.modules)))"
@@ -641,14 +809,18 @@ def test_the_package_loads_nothing_heavy():
 
 
 def test_the_parts_import_one_way():
-    """labels, split, trial in this order, and fit beside them; none reaches for stores or tensors."""
+    """labels, split, trial, compare and change in this order, nearest and fit beside them; none reaches for stores
+    or tensors."""
     allowed = {
-        "__init__": {"labels", "split", "fit", "trial"},
+        "__init__": {"change", "compare", "fit", "labels", "nearest", "split", "trial"},
+        "change": {"fit", "labels", "split", "trial"},
+        "compare": {"fit", "trial"},
         "trial": {"labels", "split", "fit"},
         "split": {"labels"},
+        "fit": {"nearest"},
     }
     files = sorted(Path(fit.__file__).parent.glob("*.py"))
-    assert [path.stem for path in files] == ["__init__", "fit", "labels", "split", "trial"]
+    assert {path.stem for path in files} == allowed["__init__"] | {"__init__"}
     for path in files:
         nodes = list(ast.walk(ast.parse(path.read_text())))
         names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
@@ -658,25 +830,3 @@ def test_the_parts_import_one_way():
         outer = {name for name in names if name.startswith("aefcli.")} - {f"aefcli.probe.{name}" for name in inner}
         assert outer <= {"aefcli.errors", "aefcli.table"}
         assert not {name.split(".")[0] for name in names} & {"torch", "xarray"}
-
-
-# --- real embeddings ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(not list(REAL.glob("*.csv")), reason="the shared AlphaEarth samples are not beside the repository")
-def test_real_embeddings_tell_land_cover_apart():
-    """Dynamic World classes from AlphaEarth's embeddings; 5-fold block CV elsewhere found .67, .69 and .74."""
-    table = pd.concat([pd.read_csv(path) for path in sorted(REAL.glob("*.csv"))], ignore_index=True)
-    lon, lat = table["longitude"].to_numpy(), table["latitude"].to_numpy()
-    code = table["dw_label"].to_numpy(dtype=np.int64)
-    labels = Labels(lon, lat, code, tuple(str(label) for label in range(9)), "class")
-    fields = {"aef": table[[f"A{band:02}" for band in range(64)]].to_numpy()}
-    found = {probe: [] for probe in PROBES}
-    for seed in range(5):
-        scores, report = evaluate(fields, labels, task="dw", shots=["max"], seed=seed, block=20_000.0)
-        assert report["folds"] == {"max": 1}  # 160 points of every class
-        for name in PROBES:
-            found[name].append(by(scores, probe=name, metric="balanced_accuracy").mean)
-    means = {name: float(np.mean(values)) for name, values in found.items()}
-    for name, expected in {"knn1": 0.67, "knn3": 0.69, "linear": 0.74}.items():
-        assert expected - 0.08 < means[name] < expected + 0.05, means

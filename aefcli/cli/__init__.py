@@ -4,13 +4,14 @@
     cubes     simulate, fetch, attach, verify, repair
     models    text, train, embed
     scores    eval
+    maps      map
     show      info, plot
 
 A command stands beside the helpers that it alone uses.
 """
 
 # The order of these imports is the order of the commands in `aef --help`: that of a user's day.
-from aefcli.cli import cubes, models, scores, show
+from aefcli.cli import cubes, models, scores, maps, show  # isort: skip
 from aefcli.cli.app import main
 
-__all__ = ["cubes", "main", "models", "scores", "show"]
+__all__ = ["cubes", "main", "maps", "models", "scores", "show"]

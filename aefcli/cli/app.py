@@ -205,6 +205,9 @@ def lines(table: Table) -> list[str]:
 def _show(result: Result) -> int:
     paths = [str(path) for path in result.outputs]
     if result.error:
+        if "--json" not in sys.argv and not _quiet():
+            for line in result.lines:
+                print(line)
         return _fail(result.error, result.figures)
     if "--json" in sys.argv:
         outputs = [*paths, *map(str, result.beside)]

@@ -24,7 +24,7 @@ from aefcli.cube.frames import Frame, boa_offset, frames_of
 from aefcli.cube.grid import areas, check_gsd, factor, grid_attrs, grid_from, grid_like, grid_of, outline
 from aefcli.cube.grow import add_source
 from aefcli.cube.mend import Repaired, repair
-from aefcli.cube.store import Cube, CubeSource, open_cube
+from aefcli.cube.store import Cube, CubeSource, open_cube, without
 from aefcli.cube.write import Work, chunk_files
 
 __all__ = [
@@ -54,5 +54,6 @@ __all__ = [
     "open_cube",
     "outline",
     "repair",
+    "without",
     "write_cube",
 ]

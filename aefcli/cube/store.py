@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +91,15 @@ class Cube:
     @property
     def shape(self) -> tuple[int, int]:
         return self.grid.shape[0], self.grid.shape[1]
+
+
+def without(cube: Cube, gone: Mapping[str, np.ndarray]) -> Cube:
+    """The cube as if some frames of some sources, bool (t) each, had never been delivered."""
+    sources = {
+        name: replace(source, delivered=source.delivered & ~gone[name][:, None]) if name in gone else source
+        for name, source in cube.sources.items()
+    }
+    return replace(cube, sources=sources)
 
 
 def open_cube(path: Path | str) -> Cube:

@@ -1,32 +1,42 @@
-"""The label table: points with a class or a value, read from CSV, Parquet, GeoParquet or GeoJSON."""
+"""The label table: points with a class, a value or a change, and what features the table brings with them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from aefcli.errors import BadInput
+from aefcli.errors import BadInput, unknown
 from aefcli.table import open_table
 
 _DAY = 86_400_000
 _FARTHEST = 60_000_000_000_000  # ms from 1970, so the years 69 to 3871: what lies beyond was counted in another unit
-_COLUMNS = ("lon", "lat", "value", "valid_start", "valid_end", "site", "split")
+_YEAR = 366 * _DAY  # a year of support may be a leap year
+_PERIODS = ("valid_start", "valid_end", "before_start", "before_end")
+_SUPPORTS = ("support_start", "support_end", "before_support_start", "before_support_end")
+_COLUMNS = ("lon", "lat", "value", "site", "split", *_PERIODS, *_SUPPORTS)
+_CHANGE = ("no change", "change")
 
 
 @dataclass(frozen=True, eq=False)
 class Labels:
     """Labelled points, row by row.
 
-    lon, lat                float64 (n,), degrees, WGS 84
-    value                   (n,): int64 codes into `names` for classes, float64 measurements for values
-    names                   class names by code; empty for values
-    valid_start, valid_end  int64 (n,), ms since 1970 UTC, half open; None where the table has none
-    site                    (n,), object or int64; None where the table has none
-    split                   (n,), "train" or "test"; None where the table has none
+    lon, lat                    float64 (n,), degrees, WGS 84
+    value                       (n,): int64 codes into `names` for classes, float64 measurements for values
+    names                       class names by code; empty for values
+    valid_start, valid_end      int64 (n,), ms since 1970 UTC, half open; None where the table has none
+    site                        (n,), object or int64; None where the table has none
+    split                       (n,), "train" or "test"; None where the table has none
+    before_start, before_end    of change pairs: the valid period before, valid_start and valid_end being the one after
+    support_start, support_end  int64 (n,), ms since 1970 UTC, half open, at most a year: which inputs may be read;
+                                None where the table has none. Of change pairs for the period after, and
+                                before_support_start, before_support_end for the one before
     """
 
     lon: np.ndarray
@@ -38,12 +48,23 @@ class Labels:
     valid_end: np.ndarray | None = None
     site: np.ndarray | None = None
     split: np.ndarray | None = None
+    before_start: np.ndarray | None = None
+    before_end: np.ndarray | None = None
+    support_start: np.ndarray | None = None
+    support_end: np.ndarray | None = None
+    before_support_start: np.ndarray | None = None
+    before_support_end: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         assert all(column.shape == (len(self),) for column in self._columns().values()), "ragged labels"
 
     def __len__(self) -> int:
         return len(self.lon)
+
+    @property
+    def change(self) -> bool:
+        """Whether these are pairs of periods: "change" or "no change" between them."""
+        return self.before_start is not None
 
     def subset(self, mask: np.ndarray) -> Labels:
         """The rows that `mask` (bool (n,), or row numbers) picks. Codes and names stay as they are."""
@@ -61,16 +82,44 @@ def find_labels(folder: Path) -> Path | None:
 
 
 def read_labels(path: Path) -> Labels:
-    """Read a table of labelled points: CSV, Parquet, GeoParquet or GeoJSON.
+    """Read a table of labelled points: CSV, Parquet, GeoParquet, GeoJSON or GeoPackage.
 
     Needs `label` (integers, text or booleans are classes, floats are values) and the places: `x`, `y` or
     `longitude`, `latitude` in degrees, or point geometries in any CRS. May have `label_name`, `site`, `split` and
     `valid_time_start_ms`, `valid_time_end_ms`; an instant is widened to 4 days around it, the least that training
-    sees (our choice). A table that cannot be used as a whole raises `BadInput`; no row is dropped in silence.
+    sees (our choice). A support period, `support_time_start_ms` and `support_time_end_ms`, spans at most a year.
+
+    Pairs of periods have `label_before` and `label_after` instead, and every time twice, as in
+    `valid_time_start_before_ms` and `valid_time_start_after_ms`: a pair whose labels differ is "change".
+
+    A table that cannot be used as a whole raises `BadInput`; no row is dropped in silence.
     """
     table = open_table(path, "label table")
+    with _named(path):
+        return labels_of(table)
+
+
+def read_points(path: Path, features: str, label: str = "label") -> tuple[Labels, np.ndarray]:
+    """Read a table of labelled points that brings its features with it: `Labels`, and float64 (n, d) beside them.
+
+    features  columns and ranges of columns, as in "A00:A63" or "elevation,B1:B9". A range of one name with numbers
+              counts them, wherever they stand; any other is by the order of the table
+    label     the column of the labels; `<label>_name` may name the classes
+
+    The rest is as for `read_labels`. A cell without a number is nan, and for the caller to leave out; a word is
+    refused, as is all else that cannot be used (`BadInput`).
+    """
+    table = open_table(path, "table of points")
+    with _named(path):
+        matrix = _matrix(table, features)
+        return labels_of(table, label), matrix
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Messages that begin with the path."""
     try:
-        return _labels(table)
+        yield
     except BadInput as error:
         raise BadInput(f"{path}: {error.what}", error.hint) from error
 
@@ -81,19 +130,21 @@ def check_several(distinct: Sequence[Any] | np.ndarray, rows: int, noun: str) ->
         raise BadInput(f"all {rows} labels are {distinct[0]}", f"a probe needs at least two {noun}")
 
 
-def _labels(table: Any) -> Labels:
-    if "label" not in table.columns:
-        raise BadInput(f"no column 'label'; its columns: {_listed(table)}", "rename the column that holds the labels")
+def labels_of(table: Any, label: str = "label") -> Labels:
+    """The labels of a (geo)pandas table, as `read_labels` and `read_points` read them. Raises BadInput as they do."""
+    pairs = label == "label" and {"label_before", "label_after"} <= set(table.columns)
+    columns = ["label_before", "label_after"] if pairs else [label]
+    if columns[0] not in table.columns:
+        raise BadInput(f"no column {label!r}; its columns: {_listed(table)}", "name the column that holds the labels")
     if not len(table):
         raise BadInput("no rows", "add labelled points")
     lon, lat = _coordinates(table)
-    absent = _blank(table["label"]) | np.isnan(lon) | np.isnan(lat)
-    _check_complete(absent, "label or no coordinates", "fill these rows in, or remove them")
+    absent = np.isnan(lon) | np.isnan(lat) | np.logical_or.reduce([_blank(table[name]) for name in columns])
+    _check_complete(absent, f"{' or no '.join(columns)} or no coordinates", "fill these rows in, or remove them")
     _check_globe(lon, lat)
-    value, names = _values(table)
-    start, end = _validity(table)
+    value, names = _changes(table) if pairs else _values(table, label)
     kind: Literal["class", "value"] = "class" if names else "value"
-    return Labels(lon, lat, value, names, kind, start, end, _sites(table), _split(table))
+    return Labels(lon, lat, value, names, kind, site=_sites(table), split=_split(table), **_times(table, pairs))
 
 
 def _listed(table: Any) -> str:
@@ -110,7 +161,7 @@ def _check_complete(absent: np.ndarray, what: str, hint: str) -> None:
 
 def _coordinates(table: Any) -> tuple[np.ndarray, np.ndarray]:
     """Longitude and latitude, float64 (n,) degrees; NaN where a row has none."""
-    for x, y in (("x", "y"), ("longitude", "latitude")):
+    for x, y in (("x", "y"), ("longitude", "latitude"), ("lon", "lat")):
         if {x, y} <= set(table.columns):
             return _numbers(table[x]), _numbers(table[y])
     if getattr(table, "_geometry_column_name", None) not in table.columns:
@@ -171,11 +222,11 @@ def _blank(column: Any) -> np.ndarray:
     return missing | (_words(column) == "")
 
 
-def _values(table: Any) -> tuple[np.ndarray, tuple[str, ...]]:
+def _values(table: Any, label: str) -> tuple[np.ndarray, tuple[str, ...]]:
     """Codes and class names, or measurements and (). The table has no row without a label."""
     import pandas as pd
 
-    column = table["label"]
+    column = table[label]
     if pd.api.types.is_float_dtype(column):
         value = column.to_numpy(dtype=np.float64)
         check_several(np.unique(value), len(value), "values")
@@ -183,19 +234,30 @@ def _values(table: Any) -> tuple[np.ndarray, tuple[str, ...]]:
     whole = pd.api.types.is_integer_dtype(column)
     found, code = np.unique(column.to_numpy(dtype=np.int64) if whole else _words(column), return_inverse=True)
     check_several(found, len(code), "classes")
-    return code.astype(np.int64), _class_names(table, found, code)
+    return code.astype(np.int64), _class_names(table, f"{label}_name", found, code)
 
 
-def _class_names(table: Any, found: np.ndarray, code: np.ndarray) -> tuple[str, ...]:
-    """One name for each code: its `label_name` where there is one, else the label itself."""
-    if "label_name" not in table.columns:
+def _changes(table: Any) -> tuple[np.ndarray, tuple[str, ...]]:
+    """1 where the label after is another than the one before, and the names of 0 and 1."""
+    import pandas as pd
+
+    before, after = table["label_before"], table["label_after"]
+    numeric = pd.api.types.is_numeric_dtype(before) and pd.api.types.is_numeric_dtype(after)
+    other = before.to_numpy() != after.to_numpy() if numeric else _words(before) != _words(after)
+    check_several(np.array(_CHANGE)[np.unique(other.astype(np.int64))], len(other), "classes")
+    return other.astype(np.int64), _CHANGE
+
+
+def _class_names(table: Any, column: str, found: np.ndarray, code: np.ndarray) -> tuple[str, ...]:
+    """One name for each code: its name in `column` where there is one, else the label itself."""
+    if column not in table.columns:
         return tuple(str(label) for label in found)
-    given, words = ~_blank(table["label_name"]), _words(table["label_name"])
+    given, words = ~_blank(table[column]), _words(table[column])
     names = []
     for index, label in enumerate(found):
         said = sorted(set(words[given & (code == index)]))
         if len(said) > 1:
-            raise BadInput(f"the label {label} has {len(said)} names: {', '.join(said)}", "give it one label_name")
+            raise BadInput(f"the label {label} has {len(said)} names: {', '.join(said)}", f"give it one {column}")
         names.append(said[0] if said else str(label))
     return tuple(names)
 
@@ -214,21 +276,53 @@ def _optional(table: Any, name: str) -> Any | None:
     return table[name]
 
 
-def _validity(table: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Valid periods, int64 (n,) ms, half open; an instant becomes the 4 days around it."""
-    names = ("valid_time_start_ms", "valid_time_end_ms")
-    first, last = (_optional(table, name) for name in names)
+def _times(table: Any, pairs: bool) -> dict[str, np.ndarray]:
+    """The periods that a table has, by the names that `Labels` has for them."""
+    found: dict[str, np.ndarray] = {}
+    for part, valid, support in (("after_", "valid", "support"), ("before_", "before", "before_support")):
+        if part == "before_" and not pairs:
+            continue
+        word = part if pairs else ""
+        found |= _bounds(table, "valid", word, valid)
+        found |= _bounds(table, "support", word, support)
+        if pairs and f"{valid}_start" not in found:
+            raise BadInput(f"no column valid_time_start_{part}ms", "pairs need the valid times before and after")
+    return found
+
+
+def _bounds(table: Any, word: str, part: str, name: str) -> dict[str, np.ndarray]:
+    """`name`_start and `name`_end, int64 (n,) ms, half open; nothing where the table has no such columns.
+
+    An instant of the valid time becomes the 4 days around it; the support is at most a year.
+    """
+    names = (f"{word}_time_start_{part}ms", f"{word}_time_end_{part}ms")
+    first, last = (_optional(table, column) for column in names)
     if first is None and last is None:
-        return None, None
+        return {}
     if first is None or last is None:
         lacking = names[0] if first is None else names[1]
-        raise BadInput(f"one end of the valid time, and no {lacking}", "give both; an instant has them equal")
+        instant = "; an instant has them equal" if word == "valid" else ""
+        raise BadInput(f"one end of the {word} time, and no {lacking}", f"give both{instant}")
     start, end = _milliseconds(first), _milliseconds(last)
-    wrong = end < start
+    wrong = end < start if word == "valid" else end <= start
     if wrong.any():
-        raise BadInput(f"{wrong.sum()} of {len(table)} rows end before they start", "swap their valid times")
+        raise BadInput(f"{wrong.sum()} of {len(table)} rows end before they start", f"swap their {word} times")
+    if word == "support":
+        _check_year(start, end, names)
+        return {f"{name}_start": start, f"{name}_end": end}
     widen = np.where(start == end, 2 * _DAY, 0)
-    return start - widen, end + widen
+    return {f"{name}_start": start - widen, f"{name}_end": end + widen}
+
+
+def _check_year(start: np.ndarray, end: np.ndarray, names: tuple[str, str]) -> None:
+    long = np.flatnonzero(end - start > _YEAR)
+    if len(long):
+        days = (end[long[0]] - start[long[0]]) / _DAY
+        raise BadInput(
+            f"{len(long)} of {len(start)} rows have a support of more than a year, the first of {days:g} days in row "
+            f"{long[0]}",
+            f"bring {names[0]} and {names[1]} within a year",
+        )
 
 
 def _milliseconds(column: Any) -> np.ndarray:
@@ -260,3 +354,51 @@ def _split(table: Any) -> np.ndarray | None:
     if other:
         raise BadInput(f"the column 'split' says {', '.join(other[:5])}", "its words are train and test")
     return words.astype(str)
+
+
+# --- features -------------------------------------------------------------------------------------------------
+
+
+def _matrix(table: Any, features: str) -> np.ndarray:
+    """The columns that `features` names, float64 (n, d), nan where a cell is empty or infinite."""
+    listed = [str(column) for column in table.columns]
+    names = [name for part in features.split(",") for name in _range(part.strip(), listed)]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise BadInput(f"the features name {', '.join(twice[:5])} twice", "name every column once")
+    columns = []
+    for name in names:
+        column = _numbers(table[name])
+        words = np.flatnonzero(np.isnan(column) & ~_blank(table[name]))
+        if len(words):
+            raise BadInput(
+                f"{name} is no number in {len(words)} rows, first {table[name].iloc[words[0]]!r}", "leave it out"
+            )
+        columns.append(np.where(np.isfinite(column), column, np.nan))
+    return np.column_stack(columns)
+
+
+def _range(part: str, listed: Sequence[str]) -> list[str]:
+    """The columns that one part of the features names."""
+    first, colon, last = (word.strip() for word in part.partition(":"))
+    for name in (first, last) if colon else (first,):
+        if name not in listed:
+            raise unknown("column", name, listed)
+    if not colon:
+        return [first]
+    one, other = (re.fullmatch(r"(.*?)(\d+)", name) for name in (first, last))
+    if one and other and one[1] == other[1]:
+        low, high = int(one[2]), int(other[2])
+        numbered = [
+            (int(found[2]), name)
+            for name in listed
+            if (found := re.fullmatch(r"(.*?)(\d+)", name)) and found[1] == one[1]
+        ]
+        chosen = [name for number, name in sorted(numbered) if low <= number <= high]
+        if 0 < len(chosen) != high - low + 1:
+            raise BadInput(f"{part} has {len(chosen)} columns of {high - low + 1}", "list those that there are")
+    else:
+        chosen = list(listed[listed.index(first) : listed.index(last) + 1])
+    if not chosen:
+        raise BadInput(f"{part} runs backwards", f"{last}:{first}")
+    return chosen

@@ -1,7 +1,8 @@
 """How the points may be split: strata, groups, and the draw of a training set and its test set.
 
 A stratum is a class, or a bin of values where the labels are measurements. A group is a site or a block of
-ground that lies on one side of a split as a whole.
+ground that lies on one side of a split as a whole. So does a pixel: points of one pixel have the same features, and to
+learn from the one would be to know the other.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from aefcli.errors import BadInput
 from aefcli.probe.labels import Labels, check_several
 
 BLOCK = 1280.0  # metres: how far apart the paper's points lie
+PIXEL = 10.0  # metres
 
 _TRAIN_SHARE = 0.6
 _MAX_SHOTS = 300
@@ -34,6 +36,7 @@ class Plan:
     stratum  int64 (n,), 0 .. strata - 1
     names    of the strata
     held     int64 (groups, strata), points
+    sharing  points that share their pixel with another
     """
 
     how: str
@@ -41,6 +44,7 @@ class Plan:
     stratum: np.ndarray
     names: tuple[str, ...]
     held: np.ndarray
+    sharing: int = 0
 
     @property
     def sizes(self) -> np.ndarray:
@@ -51,10 +55,19 @@ class Plan:
         """Points of each stratum that a training set can have at most."""
         return self.held[0] if self.how == "given" else self.sizes - 1
 
+    def target(self, labels: Labels) -> np.ndarray:
+        """What probes are taught, (n,): the stratum of a class, or the value."""
+        return self.stratum if labels.kind == "class" else labels.value
+
     def width(self, shots: int | str) -> int:
-        """Training points per stratum asked for: at `max` 300, and at most 60% of the smallest stratum."""
+        """Training points per stratum asked for: at `max` 300, and at most 60% of the smallest stratum.
+
+        60% leave every stratum some points to test on; a given split has its test set, and lends all it has.
+        """
         if shots != "max":
             return int(shots)
+        if self.how == "given":
+            return max(1, min(_MAX_SHOTS, int(self.trains.min())))
         # In whole numbers: 0.6 * 5 is 3.0000000000000004 or 2.9999999999999996 by the weather
         return max(1, min(_MAX_SHOTS, int(self.sizes.min()) * 6 // 10))
 
@@ -122,21 +135,28 @@ class Plan:
         )
 
 
-def plan_split(labels: Labels, block: float) -> Plan:
-    """Strata and groups of the labels; blocks of `block` metres where they have neither a split nor a site."""
+def plan_split(labels: Labels, block: float, place: np.ndarray | None = None) -> Plan:
+    """Strata and groups of the labels; blocks of `block` metres where they have neither a split nor a site.
+
+    `place` (n,) numbers the pixel of each point; without it, cells of 10 m on the ground stand for pixels.
+    """
     stratum, names = _strata(labels)
-    how, group = _groups(labels, block)
+    pixel = _pixels(labels, place)
+    how, group = _groups(labels, block, pixel)
     held = np.zeros((int(group.max()) + 1, len(names)), np.int64)
     np.add.at(held, (group, stratum), 1)
-    return Plan(how, group, stratum, names, held)
+    shared = np.bincount(pixel)
+    return Plan(how, group, stratum, names, held, int(shared[shared > 1].sum()))
 
 
-def possible(labels: Labels, shots: Sequence[int | str], block: float = BLOCK) -> list[int | str]:
+def possible(
+    labels: Labels, shots: Sequence[int | str], block: float = BLOCK, place: np.ndarray | None = None
+) -> list[int | str]:
     """Those of some numbers of shots that every stratum surely has the points for.
 
     In splits of ours that is half of its points: a stratum that lies in few groups seldom lends more to the pool.
     """
-    plan = plan_split(labels, block)
+    plan = plan_split(labels, block, place)
     most = int(plan.trains.min() if plan.how == "given" else plan.sizes.min() // 2)
     return [level for level in shots if level == "max" or int(level) <= most]
 
@@ -187,35 +207,60 @@ def bins(value: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
 # --- groups ---------------------------------------------------------------------------------------------------
 
 
-def _groups(labels: Labels, block: float) -> tuple[str, np.ndarray]:
+def _pixels(labels: Labels, place: np.ndarray | None) -> np.ndarray:
+    """The pixel of each point, int64 (n,), numbered from 0."""
+    if place is None:
+        return blocks(labels.lon, labels.lat, PIXEL)
+    assert place.shape == (len(labels),), f"{place.shape} places for {len(labels)} labels"
+    return np.unique(place, return_inverse=True)[1].reshape(-1)
+
+
+def _groups(labels: Labels, block: float, pixel: np.ndarray) -> tuple[str, np.ndarray]:
     """How to split, and the group of each point, int64 (n,)."""
     if labels.split is not None:
-        return "given", _given(labels, labels.split == "test")
+        return "given", _given(labels, labels.split == "test", pixel)
     if labels.site is not None:
-        how, where, group = "site", "site", np.unique(labels.site, return_inverse=True)[1]
+        how, where = "site", "site"
+        group = _joined(np.unique(labels.site, return_inverse=True)[1].reshape(-1), pixel)
         hint = "remove the column 'site' to split by blocks of ground, or add a column 'split'"
     else:
-        how, where, group = "block", f"block of {block:g} m", blocks(labels.lon, labels.lat, block)
+        how, where = "block", f"block of {block:g} m"
+        # A pixel on the border of two blocks goes with its first point
+        group = np.unique(blocks(labels.lon, labels.lat, block)[_first(pixel)], return_inverse=True)[1].reshape(-1)
         hint = "add points farther apart, ask for smaller blocks, or add a column 'site' or 'split'"
     if group.max() == 0:
         raise BadInput(f"all {len(labels)} points lie in one {where}: none is left to test on", hint)
     return how, group
 
 
-def _given(labels: Labels, test: np.ndarray) -> np.ndarray:
-    """0 for train, 1 for test; a place that both have is refused."""
+def _first(pixel: np.ndarray) -> np.ndarray:
+    """The first row of each row's pixel, int64 (n,)."""
+    _, first, which = np.unique(pixel, return_index=True, return_inverse=True)
+    return first[which.reshape(-1)]
+
+
+def _joined(site: np.ndarray, pixel: np.ndarray) -> np.ndarray:
+    """The group of each point where sites that share a pixel are one, int64 (n,)."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    count = int(site.max()) + 1
+    links = coo_array((np.ones(len(site)), (site, site[_first(pixel)])), shape=(count, count))
+    return connected_components(links, directed=False)[1][site].astype(np.int64)
+
+
+def _given(labels: Labels, test: np.ndarray, pixel: np.ndarray) -> np.ndarray:
+    """0 for train, 1 for test; a pixel that both have is refused."""
     if test.all() or not test.any():
         side = "test" if test.all() else "train"
         raise BadInput(f"all {len(labels)} points are in the {side} split", "mark both train and test")
-    # 1e-6 degrees are 11 cm: far below a pixel, and far above what a reprojection leaves
-    place = _number_rows(np.round(np.column_stack([labels.lon, labels.lat]) * 1e6))
-    shared = np.intersect1d(place[test], place[~test])
+    shared = np.intersect1d(pixel[test], pixel[~test])
     if len(shared):
-        row = int(np.flatnonzero(place == shared[0])[0])
+        row = int(np.flatnonzero(np.isin(pixel, shared))[0])
         raise BadInput(
-            f"the train and test splits share {len(shared)} locations, the first at "
+            f"the train and test splits share {len(shared)} pixels, the first at "
             f"{labels.lon[row]:.6f}, {labels.lat[row]:.6f}",
-            "keep every location on one side",
+            "keep every pixel on one side, or remove the column 'split'",
         )
     return test.astype(np.int64)
 

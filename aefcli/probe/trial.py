@@ -11,11 +11,22 @@ from typing import Any, Literal
 import numpy as np
 
 from aefcli.errors import BadInput, unknown
-from aefcli.probe.fit import BOOTSTRAP, METRICS, PROBES, linear, measure, neighbours, vote
+from aefcli.probe.fit import (
+    BOOTSTRAP,
+    METRICS,
+    NEAREST,
+    PROBES,
+    confusion,
+    measure,
+    neighbours,
+    resamples,
+    teach,
+    votes,
+)
 from aefcli.probe.labels import Labels
 from aefcli.probe.split import BLOCK, Plan, plan_split
 
-_NEAREST = {"knn1": 1, "knn3": 3}
+Key = tuple[str, str, int | str]  # field, probe, shots
 
 
 @dataclass(frozen=True)
@@ -40,6 +51,26 @@ class Score:
         return asdict(self)
 
 
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What the trials of one task found.
+
+    draws      (field, probe, shots) -> float64 (replicates, metrics of the kind, in the order of METRICS). Replicate i
+               is the same fold, training draw and resample of the test set for every field: differences are paired
+    confusion  (field, probe, shots) -> float64 (classes, classes), rows the truth, columns what was said, summed over
+               folds; empty for values
+    names      of the classes; empty for values
+    about      how the points were split, and how often
+    """
+
+    scores: tuple[Score, ...]
+    draws: Mapping[Key, np.ndarray]
+    confusion: Mapping[Key, np.ndarray]
+    names: tuple[str, ...]
+    kind: Literal["class", "value"]
+    about: Mapping[str, Any]
+
+
 def evaluate(
     features: Mapping[str, np.ndarray],
     labels: Labels,
@@ -50,42 +81,58 @@ def evaluate(
     seed: int = 0,
     block: float = BLOCK,
     max_folds: int | None = None,
+    place: np.ndarray | None = None,
+    tested: Mapping[str, np.ndarray] | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[list[Score], dict[str, Any]]:
+) -> Evaluation:
     """Score every field with every probe at every number of shots.
 
     features   field -> finite floats (n, d), rows aligned with `labels`; d may differ by field
     block      metres, where there is neither a split nor a site
     max_folds  an upper limit that saves time; None keeps to the protocol
+    place      the pixel of each point, int64 (n,), which is never divided; without it a cell of 10 m
+    tested     field -> what stands in for its features in test sets, as where inputs are missing only there
     progress   called with (folds done, folds in all)
 
-    All fields see the same folds, training draws and test sets, and a score does not depend on which other
-    fields, probes or shots were asked for. Answers the scores, and how the split was made. `BadInput` where the
-    labels cannot be split, or have too few points for the shots.
+    All fields see the same folds, training draws, test sets and resamples of them, and a score does not depend on
+    which other fields, probes or shots were asked for. `BadInput` where the labels cannot be split, have too few
+    points for the shots, or come with a split that shares a pixel.
     """
     matrices = {name: _matrix(name, feature, len(labels)) for name, feature in features.items()}
+    other = {name: _matrix(name, feature, len(labels)) for name, feature in (tested or {}).items()}
+    assert other.keys() <= matrices.keys(), f"{other.keys() - matrices.keys()} stand in for no field"
     _check_request(probes, shots, seed, max_folds)
-    plan = plan_split(labels, block)
+    plan = plan_split(labels, block, place)
     for level in shots:
         plan.check(level)
-    target = plan.stratum if labels.kind == "class" else labels.value
-    trial = Trial(plan, target, labels.kind, tuple(probes), seed)
+    trial = Trial(plan, plan.target(labels), labels.kind, tuple(dict.fromkeys(probes)), seed)
     count = {level: plan.folds(level, max_folds) for level in shots}
     found: dict[int | str, list[Fold]] = {level: [] for level in shots}
     todo = [(level, fold) for level in count for fold in range(count[level])]
     with _lean():
         for done, (level, fold) in enumerate(todo, start=1):
-            found[level].append(trial.run(matrices, level, fold))
+            found[level].append(trial.run(matrices, {**matrices, **other}, level, fold))
             if progress:
                 progress(done, len(todo))
-    scores: list[Score] = []
-    for name, probe, level in itertools.product(matrices, dict.fromkeys(probes), found):
-        scores += _scores(found[level], (name, probe, level), task, METRICS[labels.kind])
-    report = {"split": plan.how, "groups": len(plan.held), "folds": count, "max_folds": max_folds}
-    report |= {"bootstrap": BOOTSTRAP, "seed": seed, "points": len(labels)}
+    keys = list(itertools.product(matrices, trial.probes, found))
+    draws = {key: np.concatenate([fold.found[key[:2]] for fold in found[key[2]]]) for key in keys}
+    named = labels.kind == "class"
+    return Evaluation(
+        tuple(score for key in keys for score in _scores(key, draws[key], found[key[2]], task, METRICS[labels.kind])),
+        draws,
+        {key: np.sum([fold.confusion[key[:2]] for fold in found[key[2]]], axis=0) for key in keys} if named else {},
+        plan.names if named else (),
+        labels.kind,
+        _report(plan, labels, block, seed) | {"folds": count, "max_folds": max_folds},
+    )
+
+
+def _report(plan: Plan, labels: Labels, block: float, seed: int) -> dict[str, Any]:
+    """How the points were split; `sharing` of them share their pixel with another."""
+    report = {"split": plan.how, "groups": len(plan.held), "bootstrap": BOOTSTRAP, "seed": seed}
+    report |= {"points": len(labels), "sharing": plan.sharing}
     report |= {"block": block} if plan.how == "block" else {}
-    report |= {"bins": list(plan.names)} if labels.kind == "value" else {}
-    return scores, report
+    return report | ({"bins": list(plan.names)} if labels.kind == "value" else {})
 
 
 def _matrix(name: str, feature: np.ndarray, rows: int) -> np.ndarray:
@@ -112,27 +159,25 @@ def _check_request(probes: Sequence[str], shots: Sequence[int | str], seed: int,
 
 @contextmanager
 def _lean() -> Iterator[None]:
-    """One thread, and no checks of what is checked already, for thousands of small fits.
+    """One thread for thousands of small fits.
 
     Threads gain nothing on matrices of a few hundred rows and spin while they wait: on two busy cores a trial took
     two to four times as long with them. They would also let the last digit depend on the machine.
     """
-    import sklearn.linear_model
-    import sklearn.neighbors
     from threadpoolctl import threadpool_limits
 
-    # Libraries are limited as they are found, so those of scikit-learn have to be loaded by now
-    with threadpool_limits(1), sklearn.config_context(assume_finite=True, skip_parameter_validation=True):
+    with threadpool_limits(1):
         yield
 
 
 @dataclass(frozen=True)
 class Fold:
-    """What one fold found: points on either side, and (replicates, 2) metrics by field and probe."""
+    """What one fold found: points on either side, and by field and probe (replicates, 2) metrics and confusion."""
 
     n_train: int
     n_test: int
     found: dict[tuple[str, str], np.ndarray]
+    confusion: dict[tuple[str, str], np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,33 +190,43 @@ class Trial:
     probes: tuple[str, ...]
     seed: int
 
-    def run(self, matrices: Mapping[str, np.ndarray], shots: int | str, fold: int) -> Fold:
+    def run(
+        self, matrices: Mapping[str, np.ndarray], tested: Mapping[str, np.ndarray], shots: int | str, fold: int
+    ) -> Fold:
         """One fold. Its generators are keyed by shots and fold alone: every field gets the same draws."""
+        train, test, weight = self.draw(shots, fold)
+        truth, count = self.target[test], len(self.plan.names)
+        done = Fold(len(train), len(test), {}, {})
+        for name, matrix in matrices.items():
+            for probe, guess in self._guesses(matrix[train], self.target[train], tested[name][test]):
+                done.found[name, probe] = measure(truth, guess, self.kind, weight)
+                if self.kind == "class":
+                    done.confusion[name, probe] = confusion(truth, guess, count)
+        return done
+
+    def draw(self, shots: int | str, fold: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Rows to learn from and to test on, and at `max` the resamples of the test set (replicates, n_test)."""
         key = [self.seed, 0 if shots == "max" else int(shots), fold]
         train, test = self.plan.draw(shots, np.random.default_rng(key))
-        found = {}
-        for name, matrix in matrices.items():
-            for probe, guess in self._guesses(matrix[train], self.target[train], matrix[test]):
-                rng = np.random.default_rng([*key, 1]) if shots == "max" else None
-                found[name, probe] = measure(self.target[test], guess, self.kind, rng)
-        return Fold(len(train), len(test), found)
+        return train, test, resamples(len(test), np.random.default_rng([*key, 1])) if shots == "max" else None
 
     def _guesses(self, x: np.ndarray, y: np.ndarray, test: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         """What each probe, taught (x, y), says of the rows of `test`. All k share one neighbour search."""
-        # Always for three: which of two equally near rows comes first must not hang on the probes asked for
-        near = y[neighbours(x, test, 3)] if _NEAREST.keys() & set(self.probes) else y
+        count = len(self.plan.names)
+        widest = max((NEAREST[probe] for probe in self.probes if probe in NEAREST), default=0)
+        near = y[neighbours(x, test, widest)] if widest else y
         for probe in self.probes:
-            guess = linear(x, y, test, self.kind) if probe == "linear" else vote(near[:, : _NEAREST[probe]], self.kind)
-            yield probe, guess
+            if probe in NEAREST:
+                share = votes(near[:, : NEAREST[probe]], self.kind, count)
+                yield probe, share.argmax(axis=1) if self.kind == "class" else share[:, 0]
+            else:
+                yield probe, teach(probe, x, y, self.kind, count).predict(test)
 
 
-def _scores(
-    folds: Sequence[Fold], which: tuple[str, str, int | str], task: str, metrics: Sequence[str]
-) -> Iterator[Score]:
+def _scores(key: Key, draws: np.ndarray, folds: Sequence[Fold], task: str, metrics: Sequence[str]) -> Iterator[Score]:
     """Mean and standard deviation over all folds and replicates of one (field, probe, shots)."""
-    field, probe, shots = which
+    field, probe, shots = key
     n_train = round(float(np.mean([fold.n_train for fold in folds])))
     n_test = round(float(np.mean([fold.n_test for fold in folds])))
-    results = np.concatenate([fold.found[field, probe] for fold in folds])
-    for metric, mean, std in zip(metrics, results.mean(axis=0), results.std(axis=0), strict=True):
+    for metric, mean, std in zip(metrics, draws.mean(axis=0), draws.std(axis=0), strict=True):
         yield Score(field, task, probe, shots, metric, float(mean), float(std), n_train, n_test)

@@ -1,10 +1,11 @@
 """Pictures of what the toolkit makes.
 
-Owns the preview of an embedding field, and the picture of a cube: when the ground was seen, and what was seen. Draws on
-Agg figures of its own: no window, no state left in pyplot.
+Owns the preview of an embedding field, the picture of a cube: when the ground was seen, and what was seen, and the page
+of a judgement. Draws on Agg figures of its own: no window, no state left in pyplot.
 """
 
 from aefcli.report.cube import picture
-from aefcli.report.field import preview
+from aefcli.report.field import preview, view
+from aefcli.report.scores import page
 
-__all__ = ["picture", "preview"]
+__all__ = ["page", "picture", "preview", "view"]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aefcli.extent import Period
+from aefcli.extent import Period, tiles
 from aefcli.field import NODATA, dequantise, geobox, open_field
 from aefcli.report.page import DPI, destination, save
 
@@ -16,8 +17,13 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.axes import Axes
 
+    from aefcli.judge import View
+    from aefcli.published import Vectors
+
 _LONGEST = 1024  # pixels along a lone panel's longer side; more are skipped over, so 64 MiB of codes at most
 _FITTED = 50_000  # vectors the components are fitted on
+_VIEW = 600  # pixels along a view's longer side
+_BLANK = 236  # grey where a view has no data
 _WIDTH = 640  # of the picture in pixels, at least
 
 
@@ -46,23 +52,55 @@ def _thinned(field: xr.Dataset, time: int, step: int) -> np.ndarray:
 
 def _colours(codes: np.ndarray) -> np.ndarray:
     """int8 codes (time, 64, y, x) -> RGBA uint8 (time, y, x, 4); alpha 0 where there is no data."""
-    from sklearn.decomposition import PCA
-
     moved = np.moveaxis(codes, 1, -1)
     vectors = moved.reshape(-1, moved.shape[-1])
     valid = np.flatnonzero((vectors != NODATA).all(axis=1) & vectors.any(axis=1))
-    rgba = np.zeros((len(vectors), 4), dtype=np.uint8)
+    # By blocks: decoded vectors take four times the room of their codes.
+    return _painted(len(vectors), valid, lambda at: dequantise(vectors[at])).reshape(*moved.shape[:-1], 4)
+
+
+def _painted(count: int, valid: np.ndarray, vectors: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """RGBA uint8 (count, 4): three components of the `vectors` at `valid`, stretched; alpha 0 elsewhere."""
+    from sklearn.decomposition import PCA
+
+    rgba = np.zeros((count, 4), dtype=np.uint8)
     if len(valid) >= 3:  # fewer vectors do not have three components: the picture stays blank
-        chosen = np.random.default_rng(0).permutation(valid)[:_FITTED]
-        fit = PCA(3, svd_solver="full").fit(dequantise(vectors[chosen]))
-        low, high = np.percentile(fit.transform(dequantise(vectors[chosen])), (2, 98), axis=0)
+        chosen = vectors(np.random.default_rng(0).permutation(valid)[:_FITTED])
+        fit = PCA(3, svd_solver="full").fit(chosen)
+        low, high = np.percentile(fit.transform(chosen), (2, 98), axis=0)
         span = np.where(high - low > 1e-6, high - low, np.inf)
-        # By blocks: decoded vectors take four times the room of their codes.
         for block in np.array_split(valid, math.ceil(len(valid) / 200_000)):
-            shares = (fit.transform(dequantise(vectors[block])) - low) / span
+            shares = (fit.transform(vectors(block)) - low) / span
             rgba[block, :3] = np.rint(np.clip(shares, 0, 1) * 255)
         rgba[valid, 3] = 255
-    return rgba.reshape(*moved.shape[:-1], 4)
+    return rgba
+
+
+def view(vectors: Vectors, time: int = 0) -> View:
+    """One period of anybody's field as the colours of `preview`, thinned to 600 px along its longer side, north up.
+
+    Reads all of it, block by block.
+    """
+    from aefcli.judge import View
+
+    grid = vectors.grid
+    shape = (grid.shape[0], grid.shape[1])
+    step = math.ceil(max(shape) / _VIEW)
+    values = np.full((-(-shape[0] // step), -(-shape[1] // step), vectors.dimensions), np.nan, dtype="float32")
+    for tile in tiles(shape, max(vectors.block)):
+        top, left = -(-tile.top // step), -(-tile.left // step)
+        found = vectors.window(tile, time)[:, top * step - tile.top :: step, left * step - tile.left :: step]
+        values[top : top + found.shape[1], left : left + found.shape[2]] = np.moveaxis(found, 0, -1)
+    flat = values.reshape(-1, vectors.dimensions)
+    rgba = _painted(len(flat), np.flatnonzero(np.isfinite(flat).all(axis=1)), lambda at: flat[at])
+    rgb = np.where(rgba[:, 3:] > 0, rgba[:, :3], np.uint8(_BLANK)).reshape(*values.shape[:2], 3)
+    return View(
+        title=f"{vectors.name}, {_title(vectors.periods[time])}",
+        rgb=rgb[::-1] if grid.transform.e > 0 else rgb,
+        bounds=grid.boundingbox.bbox,
+        crs=str(grid.crs),
+        lonlat=grid.geographic_extent.boundingbox.bbox,
+    )
 
 
 def _draw(field: xr.Dataset, rgba: np.ndarray, columns: int, step: int, target: Path) -> None:
@@ -93,7 +131,12 @@ def _periods(field: xr.Dataset) -> list[str]:
     """The valid periods as titles: the year alone where it is a whole one."""
     bounds = field["time_bnds"].values.astype("datetime64[ms]").astype(np.int64)
     periods = [Period(int(start), int(end)) for start, end in bounds]
-    return [year if Period.parse(year := f"{p.dates()[0].year:04d}") == p else str(p) for p in periods]
+    return [_title(period) for period in periods]
+
+
+def _title(period: Period) -> str:
+    year = f"{period.dates()[0].year:04d}"
+    return year if Period.parse(year) == period else str(period)
 
 
 def _extent(field: xr.Dataset, shape: tuple[int, ...], step: int) -> tuple[float, float, float, float]:
