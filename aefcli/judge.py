@@ -96,6 +96,7 @@ def judge(
     cube_path: Path | None,
     protocol: Protocol,
     *,
+    label: str = "label",
     beside: Sequence[str] = USUAL,
     run: Run | None = None,
     period: Period | None = None,
@@ -106,12 +107,13 @@ def judge(
 ) -> Judgement:
     """Score fields on labels, beside the named baselines where their cube is at hand.
 
+    label         the column of the labels
     run           what embeds the periods that a field does not hold; by default the one of `runs` beside it
     period        what fields of others describe that do not say it themselves
     guards        add what `aefcli.guards` measures, of the fields, and of the first one's cube and run
     quantisation  add the first field as float, int16 and int8, and cut to fewer dimensions
     """
-    labels, opened = probe.read_labels(labels_file), _opened(fields, run, period)
+    labels, opened = probe.read_labels(labels_file, label), _opened(fields, run, period)
     cube = _cube(opened[0].vectors, cube_path)
     _check_pairs(protocol, [*(one.name for one in opened), *beside])
     sides, features = _sides(labels, opened, period), {}

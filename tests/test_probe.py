@@ -337,6 +337,7 @@ def test_a_feature_without_a_number_is_nan(tmp_path):
         ("A00,word", "cover", r"word is no number in 3 rows, first 'a'"),
         ("", "cover", r"unknown column ''"),
         ("A00", "dw_label", r"no column 'dw_label'; its columns: longitude"),
+        ("A00,cover", "cover", r"the features name cover, which tells the answer or the split \(leave it out"),
     ],
 )
 def test_features_that_cannot_be_read_are_refused_in_one_line(tmp_path, features, label, says):
@@ -346,9 +347,24 @@ def test_features_that_cannot_be_read_are_refused_in_one_line(tmp_path, features
     assert "\n" not in str(caught.value)
 
 
+def test_points_that_a_program_exported_as_sets_of_one(tmp_path):
+    import geopandas as gpd
+    from shapely.geometry import MultiPoint
+
+    places = gpd.GeoSeries([MultiPoint([(5, 50)]), MultiPoint([(6, 51)])], crs=4326)
+    gpd.GeoDataFrame({"class": ["a", "b"]}, geometry=places).to_file(tmp_path / "t.gpkg", engine="pyogrio")
+    labels = read_labels(tmp_path / "t.gpkg", "class")
+    np.testing.assert_array_equal([labels.lon, labels.lat], [[5, 6], [50, 51]])
+    assert labels.names == ("a", "b")
+    several = gpd.GeoSeries([MultiPoint([(5, 50), (7, 50)]), MultiPoint([(6, 51)])], crs=4326)
+    gpd.GeoDataFrame({"class": ["a", "b"]}, geometry=several).to_file(tmp_path / "s.gpkg", engine="pyogrio")
+    with pytest.raises(BadInput, match="holds MultiPoint; labels are points"):
+        read_labels(tmp_path / "s.gpkg", "class")
+
+
 def test_the_usual_names_in_their_order(tmp_path):
     assert find_labels(tmp_path) is None
-    for name in ("labels.csv", "labels.geojson", "labels.parquet"):
+    for name in ("labels.csv", "labels.gpkg", "labels.geojson", "labels.parquet"):
         (tmp_path / name).touch()
         assert find_labels(tmp_path) == tmp_path / name
 

@@ -51,7 +51,7 @@ def eval_(
     features: Annotated[
         list[str] | None, typer.Option("--features", help="Columns of a table to score, as A00:A63 or red,nir; repeat.")
     ] = None,
-    label: Annotated[str, typer.Option("--label", help="The column of a table's labels.")] = "label",
+    label: Annotated[str, typer.Option("--label", help="The column of the labels.")] = "label",
     cube: Annotated[Path | None, typer.Option("--cube", help="For the baselines; by default the field's own.")] = None,
     model: Annotated[
         Path | None, typer.Option("--model", help="The run that made the field; by default the one of runs beside it.")
@@ -123,6 +123,7 @@ def eval_(
             table,
             cube,
             protocol,
+            label=label,
             beside=_beside(baseline),
             run=open_run(model) if model else None,
             period=told,

@@ -38,7 +38,8 @@ class Comparison:
     confirmed: bool
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """For JSON, which has no infinite numbers: they become None."""
+        return {key: None if value in (np.inf, -np.inf) else value for key, value in asdict(self).items()}
 
 
 def error(score_mean: float, metric: str, classes: int) -> float:

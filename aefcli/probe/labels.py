@@ -77,16 +77,16 @@ class Labels:
 
 def find_labels(folder: Path) -> Path | None:
     """The label table of a folder, by its usual names; None where there is none."""
-    names = ("labels.parquet", "labels.geojson", "labels.csv")
+    names = ("labels.parquet", "labels.geojson", "labels.gpkg", "labels.csv")
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
-def read_labels(path: Path) -> Labels:
+def read_labels(path: Path, label: str = "label") -> Labels:
     """Read a table of labelled points: CSV, Parquet, GeoParquet, GeoJSON or GeoPackage.
 
-    Needs `label` (integers, text or booleans are classes, floats are values) and the places: `x`, `y` or
-    `longitude`, `latitude` in degrees, or point geometries in any CRS. May have `label_name`, `site`, `split` and
-    `valid_time_start_ms`, `valid_time_end_ms`; an instant is widened to 4 days around it, the least that training
+    Needs the column `label`, or another that is named (integers, text or booleans are classes, floats are values) and
+    the places: `x`, `y` or `longitude`, `latitude` in degrees, or point geometries in any CRS. May have `label_name`,
+    `site`, `split` and `valid_time_start_ms`, `valid_time_end_ms`; an instant is widened to 4 days around it, the least that training
     sees (our choice). A support period, `support_time_start_ms` and `support_time_end_ms`, spans at most a year.
 
     Pairs of periods have `label_before` and `label_after` instead, and every time twice, as in
@@ -96,7 +96,7 @@ def read_labels(path: Path) -> Labels:
     """
     table = open_table(path, "label table")
     with _named(path):
-        return labels_of(table)
+        return labels_of(table, label)
 
 
 def read_points(path: Path, features: str, label: str = "label") -> tuple[Labels, np.ndarray]:
@@ -111,7 +111,7 @@ def read_points(path: Path, features: str, label: str = "label") -> tuple[Labels
     """
     table = open_table(path, "table of points")
     with _named(path):
-        matrix = _matrix(table, features)
+        matrix = _matrix(table, features, label)
         return labels_of(table, label), matrix
 
 
@@ -148,7 +148,11 @@ def labels_of(table: Any, label: str = "label") -> Labels:
 
 
 def _listed(table: Any) -> str:
-    return ", ".join(str(name) for name in table.columns) or "none"
+    """The columns, some of many; of a CSV with other separators that is one."""
+    names = [str(name) for name in table.columns]
+    if len(names) == 1 and ";" in names[0]:
+        return f"{names[0]!r} alone, so save it with commas"
+    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "") or "none"
 
 
 def _check_complete(absent: np.ndarray, what: str, hint: str) -> None:
@@ -174,6 +178,9 @@ def _points(geometry: Any) -> tuple[np.ndarray, np.ndarray]:
     """Longitude and latitude of point geometries in any CRS; infinite where a projection has no answer."""
     if geometry.crs is None:
         raise BadInput("the geometry has no CRS", "set it (`set_crs` in geopandas), or add x and y in degrees")
+    multiple = (geometry.geom_type == "MultiPoint").to_numpy()
+    if multiple.any() and (geometry[multiple].count_coordinates() == 1).all():  # as many programs export points
+        geometry = geometry.explode(index_parts=False)
     other = set(geometry.geom_type.dropna()) - {"Point"}
     if other:
         raise BadInput(f"it holds {', '.join(sorted(other))}; labels are points", "use their centroids")
@@ -359,13 +366,19 @@ def _split(table: Any) -> np.ndarray | None:
 # --- features -------------------------------------------------------------------------------------------------
 
 
-def _matrix(table: Any, features: str) -> np.ndarray:
-    """The columns that `features` names, float64 (n, d), nan where a cell is empty or infinite."""
+def _matrix(table: Any, features: str, label: str) -> np.ndarray:
+    """The columns that `features` names, float64 (n, d), nan where a cell is empty or infinite.
+
+    Those that say what is asked, or when and how it is split, are refused: a range easily runs over them.
+    """
     listed = [str(column) for column in table.columns]
     names = [name for part in features.split(",") for name in _range(part.strip(), listed)]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise BadInput(f"the features name {', '.join(twice[:5])} twice", "name every column once")
+    told = re.compile(rf"{re.escape(label)}(_name|_before|_after)?|site|split|(valid|support)_time_\w+")
+    if leaks := [name for name in names if told.fullmatch(name)]:
+        raise BadInput(f"the features name {leaks[0]}, which tells the answer or the split", "leave it out")
     columns = []
     for name in names:
         column = _numbers(table[name])
