@@ -1,35 +1,34 @@
-"""The made-up world: is it a readable archive, is it the same each time, and is it hard where it should be."""
+"""The made-up world on disk: is it a readable archive, is it the same each time, and does it say what it is."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import subprocess
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pystac
 import pytest
 import rasterio
 from rasterio.warp import transform
-from scipy.ndimage import find_objects
 
+from aefcli import simulate as package
+from aefcli.cube import Request, fetch, open_cube
 from aefcli.errors import BadInput
-from aefcli.extent import Period
-from aefcli.simulate import World, archive, kinds, optics, radar, simulate
-from aefcli.simulate.kinds import CLASSES, CROPS
-from aefcli.simulate.labels import truth_table
-from aefcli.simulate.land import NORTH, WEST, Climate, Grid, Land, draw_climate, draw_land, stream
-from aefcli.simulate.passes import LANDSAT, LAYERS, S1, S2, Pass, passes
-from aefcli.simulate.season import canopy, canopy_on
+from aefcli.extent import BBox, Period
+from aefcli.simulate import World, archive, simulate
+from aefcli.simulate.kinds import CLASSES
+from aefcli.simulate.labels import TASKS
+from aefcli.simulate.land import NORTH, WEST, Grid, draw_site
+from aefcli.simulate.passes import DEM, LANDSAT, LAYERS, S1, S2, passes
 from aefcli.sources import SOURCES
 
 SITES, SIZE = 5, 32  # five on a 3 x 2 arrangement: one square is a gap; two rows of 32 are no whole cells of 60 m
-KIND = {name: number for number, name in enumerate(CLASSES)}
+BESIDE = {"captions.parquet", "labels.parquet", "nlcd_2023.tif", *(f"labels-{task}.parquet" for task in TASKS[:-1])}
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +39,6 @@ def world(tmp_path_factory) -> World:
 @pytest.fixture(scope="module")
 def items(world) -> list[pystac.Item]:
     return list(pystac.Catalog.from_file(str(world.catalog)).get_items(recursive=True))
-
-
-@pytest.fixture(scope="module")
-def truth() -> tuple[Land, Climate]:
-    return draw_land(1, Grid(9, 36), 2), draw_climate(1, 9, 2)
 
 
 def read(item: pystac.Item, key: str) -> np.ndarray:
@@ -97,7 +91,7 @@ def test_scales_are_those_of_the_real_products(items):
 def test_collections_span_the_box_and_the_year(world, items):
     catalog = pystac.Catalog.from_file(str(world.catalog))
     ids = [collection.id for collection in catalog.get_children()]
-    assert ids == ["sentinel-2-c1-l2a", "sentinel-1-rtc", "landsat-c2-l2"]
+    assert ids == ["sentinel-2-c1-l2a", "sentinel-1-rtc", "landsat-c2-l2", "cop-dem-glo-30"]
     west, south, east, north = world.bbox
     for collection in catalog.get_children():
         assert collection.extent.spatial.bboxes == [list(world.bbox)]
@@ -135,19 +129,23 @@ def test_passes_come_as_often_as_they_should(items):
 
 
 def test_sentinel_2_is_zero_outside_its_swath_and_nowhere_else(items):
-    partial = 0
+    """Of the second orbit some sites lie outside, some on the border; the first sees all."""
+    whole = squares(10)
+    second = np.zeros_like(whole)
+    grid = Grid(SITES, SIZE)
+    for number in range(SITES):
+        row, col = grid.corner(number)
+        second[row : row + SIZE, col : col + SIZE] = draw_site(3, number, SIZE, 2023, 2023).swath
+    assert second.any()
+    assert (second != whole).any()
     for item in of(items, S2):
-        scl, here = read(item, "scl"), squares(20)
-        valid = scl > 0
-        assert np.array_equal(read(item, "swir16") > 0, valid)
+        swath = whole if item.properties["sat:relative_orbit"] == 122 else second
         for key in ("blue", "green", "red", "nir"):
-            assert np.array_equal(read(item, key) > 0, np.kron(valid, np.ones((2, 2), bool)))
-        partial += not valid[here].all()
-        assert not valid[~here].any()
-        width = item.bbox[2] - item.bbox[0]
-        share = valid[: SIZE // 2].mean()  # the northern row of sites is complete
-        assert abs(width / 0.01243 - share) < 0.12  # 960 m are 0.01243 degrees here
-    assert 0.35 < partial / len(of(items, S2)) < 0.65
+            assert np.array_equal(read(item, key) > 0, swath)
+        rows, cols = swath.shape[0] // 2, swath.shape[1] // 2
+        some = swath.reshape(rows, 2, cols, 2).any((1, 3))
+        assert np.array_equal(read(item, "scl") > 0, some)
+        assert np.array_equal(read(item, "swir16") > 0, some)
 
 
 def test_about_half_of_what_is_seen_is_clear_and_cover_is_told(items):
@@ -159,13 +157,13 @@ def test_about_half_of_what_is_seen_is_clear_and_cover_is_told(items):
         assert item.properties["eo:cloud_cover"] == pytest.approx(
             100 * np.isin(scl, [8, 9, 10])[scl > 0].mean(), abs=0.01
         )
-    assert 0.38 < np.mean(shares) < 0.62
+    assert 0.36 < np.mean(shares) < 0.56
     assert np.std(shares) > 0.15
     quality, shares = SOURCES["landsat"].quality, []
     for item in of(items, LANDSAT):
         layer = read(item, "qa_pixel")
         shares.append(quality.clear(layer)[layer != 1].mean())
-    assert 0.33 < np.mean(shares) < 0.62
+    assert 0.30 < np.mean(shares) < 0.56
 
 
 def test_masks_mostly_tell_clouds_from_land(items):
@@ -180,15 +178,16 @@ def test_masks_mostly_tell_clouds_from_land(items):
 
 
 def test_landsat_is_clear_land_somewhere_and_fill_in_the_gap(items):
-    here = squares(30)
+    here, kelvin = squares(30), []
     values: set[int] = set()
     for item in of(items, LANDSAT):
         layer = read(item, "qa_pixel")
         values |= set(np.unique(layer).tolist())
         assert np.array_equal(layer != 1, here)
         assert np.array_equal(read(item, "red") > 0, here)
-        kelvin = read(item, "lwir11")[here & (layer == 21824)] * 0.00341802 + 149
-        assert ((kelvin > 240) & (kelvin < 330)).all()
+        kelvin += (read(item, "lwir11")[here & (layer == 21824)] * 0.00341802 + 149).tolist()
+    low, middle, high = np.quantile(kelvin, [0.02, 0.5, 0.98])  # where the mask is wrong, clouds are colder
+    assert 250 < low < middle < high < 330
     assert {1, 21824, 22280} <= values
     assert all(any(value >> bit & 1 for value in values) for bit in (1, 2, 3, 4))
 
@@ -208,23 +207,10 @@ def test_radar_has_both_orbits_and_some_sites_see_one_alone(items):
     assert (one != other).any()
 
 
-def test_speckle_has_about_five_looks(truth):
-    land, climate = truth
-    at = Pass(S1, 0, 180, 0, 0, datetime(2023, 6, 30, tzinfo=UTC))
-    all_seen = dataclasses.replace(climate, orbits=np.ones((9, 2), bool))
-    grid = Grid(9, 36)
-    power = radar.sentinel_1(stream(1), grid, land, all_seen, at).pixels["vv"]
-    clean = grid.means(radar.backscatter(land, climate, 0, 180, 0)[0], 1)
-    dry = grid.means(land.kind[0][land.parcel] != kinds.WATER, 1) == 1
-    ratio = (power / clean)[dry]
-    assert ratio.mean() == pytest.approx(1, abs=0.02)
-    assert 1 / ratio.var() == pytest.approx(5, rel=0.1)
-
-
 def test_labels_are_a_table_of_pixel_centres_that_hold_their_class(world):
     table = pd.read_parquet(world.labels)
     assert len(table) == world.points
-    names = {"x": "float64", "y": "float64", "label": "int64", "label_name": "str", "site": "int64"}
+    names = {"x": "float64", "y": "float64", "label": "int64", "label_name": "str", "site": "int64", "edge": "float64"}
     times = {f"{span}_time_{end}_ms": "int64" for span in ("valid", "support") for end in ("start", "end")}
     assert set(table.columns) == {*names, *times}
     numbers = {name: kind for name, kind in (names | times).items() if kind != "str"}
@@ -243,52 +229,40 @@ def test_labels_are_a_table_of_pixel_centres_that_hold_their_class(world):
     assert np.allclose(row, np.round(row), atol=1e-3)
     col, row = np.round(col).astype(int), np.round(row).astype(int)
     assert np.array_equal(row // SIZE * 3 + col // SIZE, table.site)
-    land = draw_land(3, Grid(SITES, SIZE), 2)
-    assert np.array_equal(land.kind[0][land.parcel[table.site, row % SIZE, col % SIZE]], table.label)
+    land = [draw_site(3, site, SIZE, 2023, 2023) for site in range(SITES)]
+    held = [
+        land[site].kind[0][land[site].parcel[y % SIZE, x % SIZE]]
+        for site, y, x in zip(table.site, row, col, strict=True)
+    ]
+    assert held == table.label.tolist()
+
+
+def test_every_table_says_which_world_it_is_of(world):
+    told = {"aef:simulate": package.VERSION, "seed": 3, "sites": SITES, "size": SIZE, "years": [2023, 2023]}
+    for task in TASKS[:-1]:
+        metadata = pq.read_schema(world.catalog.parent / f"labels-{task}.parquet").metadata
+        assert json.loads(metadata[b"PANDAS_ATTRS"]) == told
+    assert json.loads(world.catalog.read_text())["aef:simulate"] == package.VERSION
+    assert (world.catalog.parent / "labels-cover.parquet").read_bytes() == world.labels.read_bytes()
+
+
+def test_the_ground_can_be_fetched_and_the_map_lies_on_it(world, items, tmp_path):
+    request = Request(str(world.catalog), BBox(*world.bbox), Period.parse("2023-01"), sources=("landsat", "glo-30"))
+    cube = open_cube(fetch(request, tmp_path / "cube.zarr").path)
+    assert set(cube.sources) == {"landsat", "glo-30"}
+    (ground,) = of(items, DEM)
+    height = read(ground, "data")
+    assert np.ptp(height) > 3
+    with rasterio.open(world.catalog.parent / "nlcd_2023.tif") as file:
+        assert set(np.unique(file.read(1))) <= {0, *SOURCES["nlcd"].classes}
+        assert (file.crs.to_string(), file.shape) == ("EPSG:32633", height.shape)
+        assert np.array_equal(file.read(1) > 0, squares(30))
 
 
 def pixel_of(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Columns and rows in 10 m pixels; pixel centres are whole."""
     east, north = transform("EPSG:4326", "EPSG:32633", table.x.to_numpy(), table.y.to_numpy())
     return (np.array(east) - WEST) / 10 - 0.5, (NORTH - np.array(north)) / 10 - 0.5
-
-
-def test_points_keep_their_distance_and_classes_their_balance():
-    grid = Grid(16, 64)
-    land = draw_land(5, grid, 2)
-    table = truth_table(5, grid, land, 2023, 2023)
-    assert table.groupby("site").size().between(40, 45).all()
-    counts = table.label_name.value_counts()
-    assert set(counts.index) == set(CLASSES)
-    assert counts.min() > 0.25 * counts.max()
-    spots = np.stack(pixel_of(table), -1)
-    apart = np.hypot(*(spots[:, None] - spots[None]).transpose(2, 0, 1)) + 1e9 * np.eye(len(spots))
-    assert apart.min() >= 4 - 1e-3
-    col, row = np.round(spots).astype(int).T
-    parcel = land.parcel[table.site, row % 64, col % 64]
-    assert np.bincount(parcel).max() <= 4
-    inside = [
-        np.unique(land.parcel[site, y % 64 - 1 : y % 64 + 2, x % 64 - 1 : x % 64 + 2]).size == 1
-        for site, y, x in zip(table.site, row, col, strict=True)
-    ]
-    assert 0.65 < np.mean(inside) < 0.98
-
-
-def test_over_years_crops_rotate_and_only_constant_classes_repeat():
-    grid = Grid(4, 48)
-    land = draw_land(7, grid, 3)
-    table = truth_table(7, grid, land, 2022, 2023)
-    crop = land.kind[0] < CROPS
-    assert np.array_equal(crop, land.kind[1] < CROPS)
-    assert (land.kind[0] != land.kind[1])[crop].all()
-    assert (land.kind[0] == land.kind[1])[~crop].all()
-    repeats = table.groupby(["x", "y"]).agg(
-        rows=("label", "size"), label=("label", "first"), kinds=("label", "nunique")
-    )
-    assert (repeats.kinds == 1).all()
-    assert (repeats.rows == np.where(repeats.label < CROPS, 1, 2)).all()
-    starts = set(table[table.label < CROPS].valid_time_start_ms)
-    assert starts == {Period.parse("2022").start, Period.parse("2023").start}
 
 
 def test_the_same_seed_gives_the_same_world_and_another_seed_another(world, tmp_path, monkeypatch):
@@ -298,6 +272,7 @@ def test_the_same_seed_gives_the_same_world_and_another_seed_another(world, tmp_
     assert again.labels.read_bytes() == world.labels.read_bytes()
     assert again.labels.read_bytes() != other.labels.read_bytes()
     files = sorted(again.catalog.parent.rglob("*.tif"))
+    files = [file for file in files if file.parts[-3] in LAYERS]
     assert {file.parts[-3] for file in files} == set(LAYERS)
     for file in files:
         with (
@@ -311,88 +286,6 @@ def test_the_same_seed_gives_the_same_world_and_another_seed_another(world, tmp_
         with rasterio.open(red) as file:
             pixels.append(file.read(1))
     assert not np.array_equal(*pixels)
-
-
-def test_more_sites_leave_the_first_ones_their_land():
-    few, many = draw_land(2, Grid(2, 36), 2), draw_land(2, Grid(5, 36), 2)
-    assert np.array_equal(few.parcel, many.parcel[:2])
-    assert np.array_equal(few.kind, many.kind[:, : few.kind.shape[1]])
-
-
-def curves(name: str, days: np.ndarray) -> np.ndarray:
-    """Covers and structure (4, day) of a class in the mean climate."""
-    one = canopy(np.full(days.size, KIND[name]), days, np.ones(days.size), np.full((days.size, 4), np.inf))
-    return np.stack([one.green, one.straw, one.flower, one.standing])
-
-
-def test_the_cereals_differ_by_their_season_alone():
-    days = np.arange(0.0, 330.0)
-    early, late = curves("winter_cereal_a", days), curves("winter_cereal_b", days + kinds.CEREAL_GAP)
-    assert np.allclose(early, late)
-    assert np.abs(early - curves("winter_cereal_b", days))[0].max() > 0.4
-    mine, yours = (dataclasses.asdict(kinds.KINDS[KIND[f"winter_cereal_{one}"]]) for one in "ab")
-    assert {key for key in mine if mine[key] != yours[key]} == {"name", "late"}
-
-
-def test_the_cereals_look_alike_over_their_season_and_unlike_on_a_day(truth):
-    land, climate = truth
-    calm = dataclasses.replace(climate, wet=np.full_like(climate.wet, 0.4), stretch=np.ones(9))
-    field = (land.kind[0] < CROPS)[land.parcel]
-    early, late = (painted(land, f"winter_cereal_{one}") for one in "ab")
-    days = range(60, 201, 7)
-    first, second = (
-        np.array([optics.reflectance(twin, calm, 0, day)[:, field].mean(1) for day in days]) for twin in (early, late)
-    )
-    assert np.abs(second[3:] - first[:-3]).max() < 0.012  # 21 days are three steps; the sun climbs a little
-    assert np.abs(second - first)[:, 3].max() > 0.05
-
-
-def painted(land: Land, name: str) -> Land:
-    """The same land with one crop in every field."""
-    return dataclasses.replace(land, kind=np.where(land.kind < CROPS, KIND[name], land.kind))
-
-
-def test_the_summer_crops_differ_in_radar_alone(truth):
-    land, climate = truth
-    wet, dry = painted(land, "summer_crop_wet"), painted(land, "summer_crop_dry")
-    field = (land.kind[0] < CROPS)[land.parcel]
-    for day in range(5, 365, 40):
-        assert np.array_equal(optics.reflectance(wet, climate, 0, day), optics.reflectance(dry, climate, 0, day))
-    power = [10 * np.log10(radar.backscatter(one, climate, 0, 225, 0)[:, field]).mean(1) for one in (wet, dry)]
-    assert (power[0] - power[1] > 1.5).all()
-    bare = [10 * np.log10(radar.backscatter(one, climate, 0, 40, 0)[:, field]).mean(1) for one in (wet, dry)]
-    assert np.allclose(*bare, atol=0.05)
-
-
-def test_each_class_has_its_season(truth):
-    days = np.arange(0.0, 365.0)
-    green = {name: curves(name, days)[0] for name in CLASSES}
-    assert curves("rapeseed", days)[2].max() > 0.4
-    assert (curves("rapeseed", days)[2] > 0.1).sum() < 35
-    assert green["evergreen_forest"].min() > 0.7
-    assert np.ptp(green["deciduous_forest"]) > 0.6
-    assert green["water"].max() == green["bare"].max() == 0
-    assert days[green["maize"].argmax()] > days[green["rapeseed"].argmax()] + 60
-    land, climate = truth
-    meadow = np.flatnonzero(land.kind[0] == kinds.MEADOW)[0]
-    height = [canopy_on(land, climate, 0, day).green[meadow] for day in range(120, 300)]
-    assert (np.diff(height) < -0.15).sum() >= 2  # cut, not faded
-
-
-def test_seasons_move_with_the_climate_and_run_on_over_new_year(truth):
-    land, climate = truth
-    fields = painted(land, "maize")
-    up = []
-    for site in range(9):
-        rows = (land.site == site) & (land.kind[0] < CROPS)
-        green = [canopy_on(fields, climate, 0, day).green[rows].mean() for day in range(120, 220)]
-        up.append(int(np.argmax(np.array(green) > 0.45)))
-    assert np.corrcoef(up, climate.offset[0])[0, 1] > 0.9
-    assert 10 < np.ptp(up) < 50
-    winter = painted(land, "winter_cereal_a")
-    old, new = (canopy_on(winter, climate, *when).green for when in ((0, 364), (1, 0)))
-    assert np.abs(old - new).max() < 0.06
-    assert new[land.kind[0] < CROPS].mean() > 0.1
 
 
 @pytest.mark.parametrize(
@@ -414,7 +307,7 @@ def test_bad_arguments_are_named_and_nothing_is_made(tmp_path, wrong, told):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["catalog.json", "labels.parquet", "sentinel-1-rtc"])
+@pytest.mark.parametrize("name", ["catalog.json", "labels-crops.parquet", "sentinel-1-rtc"])
 def test_another_world_is_never_written_over(tmp_path, name):
     (tmp_path / name).write_text("mine")
     with pytest.raises(BadInput, match=f"already holds {name}.*another folder"):
@@ -435,7 +328,7 @@ def test_a_working_folder_with_other_files_is_fine_and_progress_is_told(tmp_path
     world = simulate(tmp_path, sites=1, size=32, progress=lambda done, total: told.append((done, total)))
     assert told == [(step, world.items) for step in range(1, world.items + 1)]
     assert (tmp_path / "notes.txt").read_text() == "mine"
-    assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", "catalog.json", "labels.parquet", *LAYERS}
+    assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", "catalog.json", DEM, *LAYERS, *BESIDE}
     assert len(list(pystac.Catalog.from_file(str(world.catalog)).get_items(recursive=True))) == world.items
 
 
@@ -444,7 +337,7 @@ def test_a_size_that_nests_with_nothing_loses_no_pixel_of_a_site(tmp_path, monke
     monkeypatch.setattr(archive, "passes", lambda *plan: [one for one in passes(*plan) if one.turn < 2])
     world = simulate(tmp_path / "out", sites=SITES, size=size)
     items = list(pystac.Catalog.from_file(str(world.catalog)).get_items(recursive=True))
-    assert {122, 79} & {item.properties["sat:relative_orbit"] for item in of(items, S2)} == {122, 79}
+    assert {item.properties["sat:relative_orbit"] for item in of(items, S2)} == {122, 79}
     right, low = transform("EPSG:32633", "EPSG:4326", [WEST + 30 * size], [NORTH - 20 * size])
     assert 0 <= world.bbox[2] - right[0] < 2e-4
     assert 0 <= low[0] - world.bbox[1] < 2e-4
@@ -456,32 +349,12 @@ def test_a_size_that_nests_with_nothing_loses_no_pixel_of_a_site(tmp_path, monke
             with rasterio.open(asset.get_absolute_href()) as file:
                 valid, here = file.read(1) != file.nodata, squares(asset.extra_fields["gsd"], size)
             assert valid.shape == here.shape
+            if item.collection_id == DEM:  # the plain goes on
+                assert valid.all()
+                continue
             assert not valid[~here].any()
-            if item.collection_id == LANDSAT or item.properties["sat:relative_orbit"] == 122:  # a whole swath
+            if item.collection_id == LANDSAT or item.properties.get("sat:relative_orbit") == 122:  # a whole swath
                 assert np.array_equal(valid, here)
-
-
-def test_means_are_those_of_the_pixels_that_exist():
-    grid, rng = Grid(3, 35), np.random.default_rng(0)
-    stack = rng.random((3, 35, 35), np.float32)
-    whole = np.full((72, 72), np.nan)
-    whole[:35, :35], whole[:35, 35:70], whole[35:70, :35] = stack
-    for factor in (1, 2, 3):
-        means = grid.means(stack, factor)
-        assert means.shape == grid.shape(10 * factor)
-        for row, col in np.ndindex(means.shape):
-            cell = whole[row * factor : (row + 1) * factor, col * factor : (col + 1) * factor]
-            known = cell[~np.isnan(cell)]
-            assert means[row, col] == pytest.approx(known.mean() if known.size else np.nan, nan_ok=True, abs=1e-6)
-
-
-def test_parcels_of_a_large_site_keep_apart():
-    land = draw_land(1, Grid(1, 1000), 2)
-    scattered = np.isin(land.kind[0], [kinds.WATER, kinds.TOWN, kinds.ROAD])
-    boxes = find_objects(land.parcel[0] + 1)
-    assert (
-        max(side.stop - side.start for box, many in zip(boxes, scattered, strict=True) if not many for side in box) < 80
-    )
 
 
 def test_the_door_is_light():

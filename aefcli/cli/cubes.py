@@ -45,7 +45,10 @@ def simulate(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> Result:
-    """Make a static STAC catalog of a made-up landscape, with labels: OUT/catalog.json, OUT/labels.parquet."""
+    """Make a static STAC catalog of a made-up landscape: OUT/catalog.json, with labels of all classes, labels.parquet.
+
+    Beside them labels of other tasks (labels-crops.parquet ...), a coarse map for aef attach, captions for aef text.
+    """
     first, last = _years(years)
     on_disk("OUT", out)
     from aefcli.simulate import simulate as make

@@ -1,27 +1,37 @@
-"""A made-up world: a small archive of satellite images with known truth, for tests, demonstrations and CI.
+"""A made-up world: land, climate and seasons with known truth, and the sensors that look at it.
 
-Owns the land, its climate and seasons, three sensors that look at it, and the writing of it all as a static STAC
-catalog of COGs plus a table of labels. Nothing here is read by the rest of the toolkit except through those files.
-A score on this world says whether time, sources and space were used; it says nothing of any real place.
+For tests, demonstrations, CI and the suites of `eval`. A score on this world says whether time, sources and space were
+used; it says nothing of any real place. Nothing here is read by the rest of the toolkit except through what fetch
+reads; the truth is for judges.
 
 K sites adjoin as squares of one UTM zone; each has its own land and climate. The latitude behind a climate is drawn,
-never read off the map, so coordinates tell nothing. Arrays of pixels are `(site, y, x)` until a sensor has seen them.
+never read off the map, so coordinates tell nothing. A site's arrays are `(frame, y, x)` at 10 m.
 
-    kinds -> land -> season, passes -> optics, radar; labels -> archive
+    streams, kinds -> climate, events -> land -> season -> optics (sky), radar -> others, labels, latents
+        -> world -> archive
 
 This file refuses wrong arguments and loads the rest only to make a world.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aefcli.errors import BadInput
 
-__all__ = ["World", "simulate"]
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    import xarray as xr
 
+    from aefcli.extent import Period
+
+__all__ = ["VERSION", "Imagined", "World", "imagine", "simulate"]
+
+VERSION = "2"  # of what a seed stands for: another one gives other pixels
 SMALLEST, MOST_PIXELS = 32, 16_000_000  # a pass holds about 30 float32 numbers per pixel: 2 GB at the most
 FIRST_YEAR, LAST_YEAR = 2015, 2035
 
@@ -35,6 +45,24 @@ class World:
     bbox: tuple[float, float, float, float]
     items: int
     points: int
+
+
+@dataclass(frozen=True)
+class Imagined:
+    """A made-up world in memory.
+
+    datasets  source -> dataset (time, y, x), stored as `sources` has it: as `aefcli.cube.write_cube` takes it
+    points    "text" -> captions: x, y, text, start, end
+    truth     task -> label table in the evaluation format, with `site` and `edge` (pixels to the nearest other class)
+    oracle    float32 (year, latent, y, x) at 10 m: the state behind the images, without noise. For judging only
+    period    the years
+    """
+
+    datasets: Mapping[str, xr.Dataset]
+    points: Mapping[str, pd.DataFrame]
+    truth: Mapping[str, pd.DataFrame]
+    oracle: np.ndarray
+    period: Period
 
 
 def simulate(
@@ -59,6 +87,19 @@ def simulate(
     out = Path(out).resolve()
     box, items, points = archive.write(out, seed, Grid(sites, size), years, progress)
     return World(out / archive.CATALOG, out / archive.LABELS, box, items, points)
+
+
+def imagine(seed: int = 0, sites: int = 36, size: int = 64, years: tuple[int, int] = (2022, 2023)) -> Imagined:
+    """The same world in memory, with all its sources, its truth and its oracle; nothing is written.
+
+    Arguments as `simulate`. A site is the same in both, and whatever other sites there are, but for cells of Landsat
+    and other coarse sources that two sites share.
+    """
+    _check(seed, sites, size, years)
+    from aefcli.simulate import world
+    from aefcli.simulate.land import Grid
+
+    return world.imagine(seed, Grid(sites, size), years)
 
 
 def _check(seed: int, sites: int, size: int, years: tuple[int, int]) -> None:

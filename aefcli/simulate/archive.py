@@ -1,12 +1,20 @@
-"""The made-up world on disk: COGs, STAC items as earth-search lays them out, collections and the table of labels."""
+"""The made-up world on disk: COGs, STAC items as earth-search lays them out, collections and tables beside them.
+
+    catalog.json                          sentinel-2-c1-l2a/, sentinel-1-rtc/, landsat-c2-l2/, cop-dem-glo-30/
+    labels.parquet, labels-TASK.parquet   the truth: `labels.labels` lists the tasks
+    nlcd_YEAR.tif, captions.parquet       what no catalog has: for `aef attach` and `aef text`
+
+ERA5-Land, GEDI, GRACE and PALSAR-2 exist in memory alone (`aefcli.simulate.imagine`).
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import shutil
-from collections.abc import Callable
-from datetime import timedelta
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +25,43 @@ from rasterio.warp import transform_bounds
 
 from aefcli.errors import BadInput, NoResources
 from aefcli.extent import Period
-from aefcli.simulate.labels import truth_table
-from aefcli.simulate.land import EPSG, NORTH, WEST, Grid, degrees, draw_climate, draw_land, stream
-from aefcli.simulate.optics import landsat, sentinel_2
-from aefcli.simulate.passes import LANDSAT, LAYERS, S1, S2, Layer, Scene, passes
-from aefcli.simulate.radar import sentinel_1
+from aefcli.simulate import VERSION, others
+from aefcli.simulate.labels import TASKS, tables
+from aefcli.simulate.land import EPSG, NORTH, WEST, Grid, Site, degrees
+from aefcli.simulate.passes import DEM, LANDSAT, LAYERS, S1, S2, Layer, Pass, passes
+from aefcli.simulate.properties import PROPERTIES
+from aefcli.simulate.world import blocks, draw_sites, observe
 
 Box = tuple[float, float, float, float]  # W, S, E, N in degrees
 Years = tuple[int, int]  # first and last, both included
 Progress = Callable[[int, int], None]
 
-CATALOG, LABELS = "catalog.json", "labels.parquet"
-SENSORS = {S2: sentinel_2, S1: sentinel_1, LANDSAT: landsat}
+CATALOG, LABELS, CAPTIONS = "catalog.json", "labels.parquet", "captions.parquet"
+_TERRAIN = "Copernicus_DSM_COG_10_N46_00_E015_00_DEM"
+_ELEVATION = Layer("data", "Elevation", 30, "float32", -32767)
+_ASSETS = {**LAYERS, DEM: (_ELEVATION,)}
 _EXTENSIONS = {
     S2: ("eo/v1.1.0", "grid/v1.1.0", "mgrs/v1.0.0", "sat/v1.0.0", "view/v1.0.0"),
     S1: ("sar/v1.0.0", "sat/v1.0.0", "view/v1.0.0"),
     LANDSAT: ("eo/v1.1.0", "landsat/v1.1.1", "sat/v1.0.0", "view/v1.0.0"),
+    DEM: (),
 }
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One item: its pixels as stored, by asset key, each the whole rectangle."""
+
+    id: str
+    collection: str
+    when: datetime
+    pixels: dict[str, np.ndarray]
+    properties: dict[str, Any]
 
 
 def write(out: Path, seed: int, grid: Grid, years: Years, progress: Progress | None) -> tuple[Box, int, int]:
     """Make the world beside `out`, then put it in its place; its box, its items and its points."""
-    _check_free(out)
+    _check_free(out, years)
     # Beside a new folder, inside one that exists: always on the same disk, where a rename is atomic.
     made = (out if out.exists() else out.parent) / f".{out.name}.making"
     try:
@@ -53,59 +76,82 @@ def write(out: Path, seed: int, grid: Grid, years: Years, progress: Progress | N
     return told
 
 
-def _check_free(out: Path) -> None:
+def _names(years: Years) -> list[str]:
+    """Everything that a world puts into its folder; the catalog last, so that no kill leaves one that lies."""
+    maps = [f"nlcd_{year}.tif" for year in range(years[0], years[1] + 1)]
+    return [*_ASSETS, *maps, CAPTIONS, *(f"labels-{task}.parquet" for task in TASKS), LABELS, CATALOG]
+
+
+def _check_free(out: Path, years: Years) -> None:
     """`out` may be new, empty, or hold other things; never another world."""
     if out.exists() and not out.is_dir():
         raise BadInput(f"{out} is a file", "name a folder")
-    for name in (CATALOG, LABELS, *LAYERS):
+    for name in reversed(_names(years)):
         if (out / name).exists():
             other = out.with_name(out.name + "-2")
             raise BadInput(f"{out} already holds {name}", f"name another folder, such as {other}")
 
 
 def _move(made: Path, out: Path) -> None:
-    """Put the finished world in its place; the catalog goes last, so that no kill leaves one that lies."""
+    """Put the finished world in its place."""
     if not out.exists():
         made.rename(out)
         return
-    for name in (*LAYERS, LABELS, CATALOG):
-        (made / name).rename(out / name)
+    for name in _names((2015, 2035)):
+        if (made / name).exists():
+            (made / name).rename(out / name)
 
 
 def _write(folder: Path, seed: int, grid: Grid, years: Years, progress: Progress | None) -> tuple[Box, int, int]:
     """Everything, into `folder`."""
-    count = years[1] - years[0] + 2
-    land, climate = draw_land(seed, grid, count), draw_climate(seed, grid.sites, count)
-    plan = passes(seed, *years)
-    ids: dict[str, list[str]] = {name: [] for name in LAYERS}
+    land, plan = draw_sites(seed, grid, years), passes(seed, *years)
+    ids: dict[str, list[str]] = {name: [] for name in _ASSETS}
     with rasterio.Env():
-        for done, at in enumerate(plan, 1):
-            rng = stream(seed, 7 + list(LAYERS).index(at.collection), at.when.year, at.turn, at.orbit)
-            scene = SENSORS[at.collection](rng, grid, land, climate, at)
+        for done, scene in enumerate(_scenes(seed, grid, land, plan), 1):
             _save(folder, scene, grid)
-            ids[at.collection].append(scene.id)
+            ids[scene.collection].append(scene.id)
             if progress:
-                progress(done, len(plan))
-        labels = truth_table(seed, grid, land, *years)
+                progress(done, len(plan) + 1)
+        for year, codes in enumerate(others.coarse_map(seed, grid, land, years), years[0]):
+            _write_tif(folder / f"nlcd_{year}.tif", codes, Layer("nlcd", "", 30, "uint8", 0), grid)
         box = _bbox(grid)
-    labels.to_parquet(folder / LABELS, index=False)
+    truth = tables(seed, grid, land, years)
+    made = {"aef:simulate": VERSION, "seed": seed, "sites": grid.sites, "size": grid.size, "years": list(years)}
+    for task, table in truth.items():
+        table.attrs = made
+        table.to_parquet(folder / f"labels-{task}.parquet", index=False)
+    shutil.copyfile(folder / "labels-cover.parquet", folder / LABELS)
+    others.captions(seed, grid, land, years).to_parquet(folder / CAPTIONS, index=False)
     span = Period.parse(f"{years[0]}:{years[1]}")
     for name, items in ids.items():
         _dump(folder / name / "collection.json", _collection(name, box, span, items))
     _dump(folder / CATALOG, _catalog(seed))
-    return box, len(plan), len(labels)
+    return box, len(plan) + 1, len(truth["cover"])
+
+
+def _scenes(seed: int, grid: Grid, land: list[Site], plan: list[Pass]) -> Iterator[Scene]:
+    """Every item: the passes, and the elevation model."""
+    for block in blocks(plan, grid):
+        found = observe(seed, grid, land, block)
+        for frame, at in enumerate(block):
+            pixels = {key: stack[frame] for key, stack in found.items()}
+            name, properties = PROPERTIES[at.collection](at, pixels)
+            yield Scene(name, at.collection, at.when, pixels, properties)
+    # Cells that hold no site are at the height of the plain: elevation has no gaps.
+    height, since = others.elevation(grid, land)["elevation"][0], plan[0].when.replace(month=1, day=1, hour=0, minute=0)
+    yield Scene(_TERRAIN, DEM, since, {"data": height}, {"gsd": 30})
 
 
 def _save(folder: Path, scene: Scene, grid: Grid) -> None:
     """One item's COGs and then its JSON, in a folder of its own."""
-    home = folder / scene.at.collection / scene.id
+    home = folder / scene.collection / scene.id
     home.mkdir(parents=True)
-    for layer in LAYERS[scene.at.collection]:
-        _write_cog(home / f"{layer.key}.tif", scene.pixels[layer.key], layer, grid)
+    for layer in _ASSETS[scene.collection]:
+        _write_tif(home / f"{layer.key}.tif", scene.pixels[layer.key], layer, grid)
     _dump(home / f"{scene.id}.json", _item(scene, grid))
 
 
-def _write_cog(path: Path, pixels: np.ndarray, layer: Layer, grid: Grid) -> None:
+def _write_tif(path: Path, pixels: np.ndarray, layer: Layer, grid: Grid) -> None:
     height, width = pixels.shape
     profile = {"driver": "COG", "compress": "deflate", "overview_resampling": "nearest", "count": 1}
     place = {"crs": f"EPSG:{EPSG}", "transform": Affine(*grid.transform(layer.gsd)), "nodata": layer.nodata}
@@ -120,10 +166,10 @@ def _dump(path: Path, content: dict[str, Any]) -> None:
 # --------------------------------------------------------------------------------------------------------------- STAC
 
 
-def _outline(grid: Grid, edge: tuple[float, float]) -> tuple[list[list[float]], list[float]]:
-    """The covered quadrilateral as a closed ring (lon, lat), and its W, S, E, N."""
+def _outline(grid: Grid) -> tuple[list[list[float]], list[float]]:
+    """The sites' rectangle as a closed ring (lon, lat), and its W, S, E, N."""
     height, width = (10 * pixels for pixels in grid.span)
-    east = np.array([0, edge[0] * width, edge[1] * width, 0, 0]) + WEST
+    east = np.array([0, width, width, 0, 0]) + WEST
     north = NORTH - np.array([0, 0, height, height, 0])
     lon, lat = degrees(east, north)
     return np.stack([lon, lat], -1).tolist(), [*map(float, (lon.min(), lat.min(), lon.max(), lat.max()))]
@@ -162,9 +208,9 @@ def _link(rel: str, href: str) -> dict[str, str]:
 
 def _item(scene: Scene, grid: Grid) -> dict[str, Any]:
     """The item beside its assets, as earth-search lays it out."""
-    ring, box = _outline(grid, scene.edge)
-    collection, done = scene.at.collection, f"{scene.at.when + timedelta(hours=11):%Y-%m-%dT%H:%M:%S.000Z}"
-    when = f"{scene.at.when:%Y-%m-%dT%H:%M:%S}.{scene.at.when.microsecond // 1000:03d}Z"
+    ring, box = _outline(grid)
+    collection, done = scene.collection, f"{scene.when + timedelta(hours=11):%Y-%m-%dT%H:%M:%S.000Z}"
+    when = f"{scene.when:%Y-%m-%dT%H:%M:%S}.{scene.when.microsecond // 1000:03d}Z"
     return {
         "type": "Feature",
         "stac_version": "1.0.0",
@@ -183,7 +229,7 @@ def _item(scene: Scene, grid: Grid) -> dict[str, Any]:
             _link("collection", "../collection.json"),
             _link("parent", "../collection.json"),
         ],
-        "assets": {layer.key: _asset(layer, grid) for layer in LAYERS[collection]},
+        "assets": {layer.key: _asset(layer, grid) for layer in _ASSETS[collection]},
     }
 
 
@@ -214,5 +260,6 @@ def _catalog(seed: int) -> dict[str, Any]:
         "stac_version": "1.0.0",
         "id": f"made-up-world-{seed}",
         "description": "A made-up world. Scores on it say nothing of any real place.",
-        "links": [_link("root", "./catalog.json"), *(_link("child", f"./{name}/collection.json") for name in LAYERS)],
+        "aef:simulate": VERSION,
+        "links": [_link("root", "./catalog.json"), *(_link("child", f"./{name}/collection.json") for name in _ASSETS)],
     }

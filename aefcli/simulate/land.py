@@ -1,22 +1,26 @@
-"""The land of all sites and its climate: who owns which parcel, what is grown there, and what weather comes.
+"""The land of one site: who owns which parcel, what is grown there season by season, and what happens to it.
 
-Owns the drawing of both, and how squares of sites become the one rectangle of the archive (`Grid`).
+Owns the drawing of it, and how squares of sites become the one rectangle of the archive (`Grid`).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from rasterio.warp import transform
-from scipy.ndimage import gaussian_filter, zoom
 from scipy.spatial import cKDTree
 
-from aefcli.simulate.kinds import BARE, CROPS, DECIDUOUS, EVERGREEN, FIELD, MEADOW, ROAD, TOWN, WATER, table
+from aefcli.simulate.climate import Climate, day_of, draw_climate
+from aefcli.simulate.events import Events, draw_events
+from aefcli.simulate.kinds import BARE, CODE, CROPS, FIELD, KINDS, ROAD, TOWN, WATER, table
+from aefcli.simulate.streams import noise, stream
 
 _NATURAL = 1 << 32  # where the numbers of natural patches begin, in the drawing of a site
 EPSG, WEST, NORTH = 32633, 501_000, 5_099_040  # metres, multiples of 60; inside MGRS tile 33TWL
+PLAIN = 300.0  # metres above the sea at the borders of every site, so that squares meet
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,18 @@ class Grid:
         return math.ceil(math.sqrt(self.sites))
 
     @property
+    def rows(self) -> int:
+        return math.ceil(self.sites / self.cols)
+
+    @property
     def span(self) -> tuple[int, int]:
         """Height and width of the sites together, in 10 m pixels."""
-        return math.ceil(self.sites / self.cols) * self.size, self.cols * self.size
+        return self.rows * self.size, self.cols * self.size
+
+    def corner(self, site: int) -> tuple[int, int]:
+        """Row and column of a site's north-western pixel."""
+        row, col = divmod(site, self.cols)
+        return row * self.size, col * self.size
 
     def shape(self, gsd: int) -> tuple[int, int]:
         """The rectangle's rows and columns at a spacing of 10, 20 or 30 m."""
@@ -46,19 +59,6 @@ class Grid:
     def transform(self, gsd: int) -> list[int]:
         return [gsd, 0, WEST, 0, -gsd, NORTH]
 
-    def means(self, stack: np.ndarray, factor: int) -> np.ndarray:
-        """Float32 (site, y, x) to means of factor x factor pixels on the rectangle; NaN where no site lies."""
-        full = np.full(self.shape(10), np.nan, np.float32)
-        for site, square in enumerate(stack):
-            row, col = (step * self.size for step in divmod(site, self.cols))
-            full[row : row + self.size, col : col + self.size] = square
-        if factor == 1:
-            return full
-        parts = np.stack([full[i::factor, j::factor] for i in range(factor) for j in range(factor)])
-        known = ~np.isnan(parts)
-        count = known.sum(0)
-        return np.divide(np.where(known, parts, 0).sum(0), count, out=full[::factor, ::factor].copy(), where=count > 0)
-
 
 def degrees(east: np.ndarray, north: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """UTM metres to longitude and latitude."""
@@ -67,51 +67,104 @@ def degrees(east: np.ndarray, north: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 @dataclass(frozen=True)
-class Land:
-    """The truth. p: parcels of all sites in one list; years: those asked for and one more, sown in the last autumn."""
+class Site:
+    """The truth of one site. p: its parcels; seasons as in its climate; years: those of the world."""
 
-    parcel: np.ndarray  # (site, y, x) index into p
-    site: np.ndarray  # (p,)
-    kind: np.ndarray  # (year, p) index into KINDS
-    jitter: np.ndarray  # (year, p) days
-    vigour: np.ndarray  # (year, p) factor on green cover
-    stems: np.ndarray  # (year, p) factor on canopy backscatter
-    cuts: np.ndarray  # (year, p, 4) days, inf: not cut
-    soil: np.ndarray  # (p,) brightness factor
-    rough: np.ndarray  # (p,) factor on soil backscatter
-    texture: np.ndarray  # (site, y, x) smooth factor on green cover
-    grain: np.ndarray  # (site, y, x) rough factor on everything
-    slope: np.ndarray  # (site, y, x) towards the morning sun, about -1..1
-
-
-@dataclass(frozen=True)
-class Climate:
-    """What drives the seasons of each site."""
-
-    offset: np.ndarray  # (year, site) days by which a season is late, -20..20
-    stretch: np.ndarray  # (site,) length of the season over the mean one
-    wet: np.ndarray  # (year, site, day) soil moisture 0..1
-    weather: np.ndarray  # (year, site, day) kelvin above the season's mean
-    warmth: np.ndarray  # (site, 2) yearly mean and amplitude, degrees Celsius
-    gloom: np.ndarray  # (site,) log-odds of cloud above the mean
-    orbits: np.ndarray  # (site, 2) seen by the ascending, the descending radar orbit
-
-
-def stream(seed: int, *key: int) -> np.random.Generator:
-    """A stream of its own for each thing drawn: one more site or year leaves the others as they were."""
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key)))
+    number: int
+    climate: Climate
+    parcel: np.ndarray  # (y, x) index into p
+    kind: np.ndarray  # (year, p) index into KINDS: what a parcel is for most of a calendar year
+    grown: np.ndarray  # (season, p) index into KINDS, events left aside
+    events: Events
+    shift: np.ndarray  # (season, p) thermal time by which a season is late
+    length: np.ndarray  # (season, p) thermal time by which it is longer
+    vigour: np.ndarray  # (season, p) factor on green cover
+    stems: np.ndarray  # (season, p) factor on canopy backscatter
+    bounce: np.ndarray  # (season, p) factor on double bounce
+    leafy: np.ndarray  # (season, p, 5) factor on the leaves' reflectance
+    cuts: np.ndarray  # (season, p, 6) thermal time, inf: not cut
+    irrigated: np.ndarray  # (p) bool
+    soil: np.ndarray  # (p) brightness factor
+    rough: np.ndarray  # (p) factor on soil backscatter
+    tall: np.ndarray  # (p) factor on the height of what grows
+    texture: np.ndarray  # (y, x) smooth factor on green cover
+    grain: np.ndarray  # (y, x) rough factor on everything
+    slope: np.ndarray  # (y, x) towards the morning sun, about -1..1
+    elevation: np.ndarray  # (y, x) metres
+    gloom: float  # log-odds of cloud above the mean
+    orbits: tuple[bool, bool]  # seen by the ascending, the descending radar orbit
+    swath: np.ndarray  # (y, x) inside the swath of Sentinel-2's second orbit; the first sees all
 
 
-def noise(rng: np.random.Generator, shape: tuple[int, int, int], scale: float) -> np.ndarray:
-    """Smooth noise of mean 0 and spread 1 in each site; `scale` in pixels. float32 (site, y, x)."""
-    sites, *sides = shape
-    step = 3 if scale >= 5 else 1  # wide blobs are drawn coarsely: a fifth of the time
-    coarse = rng.standard_normal((sites, *(math.ceil(side / step) for side in sides)), np.float32)
-    blobs = gaussian_filter(coarse, (0, scale / step, scale / step))
-    if step > 1:
-        blobs = zoom(blobs, (1, step, step), order=1, mode="nearest", grid_mode=True)[:, : sides[0], : sides[1]]
-    blobs -= blobs.mean((1, 2), keepdims=True)
-    return blobs / blobs.std((1, 2), keepdims=True)
+def draw_site(seed: int, site: int, size: int, first: int, last: int) -> Site:
+    """Draw one site: its climate, its land, and what becomes of it."""
+    climate = draw_climate(seed, site, first, last)
+    parcel, uses, height = _parcels(stream(seed, 1, site), size)
+    crops, seasons = _crops(seed, site), len(climate.starts)
+    grown = _rotation(stream(seed, 2, site), uses, crops, seasons, climate.south)
+    days = np.array([day_of(year, first) for year in range(first, last + 2)])
+    events = draw_events(stream(seed, 5, site), grown, days)
+    rng = stream(seed, 6, site)
+    return Site(
+        number=site,
+        climate=climate,
+        parcel=parcel,
+        kind=events.applied(grown[: last - first + 1]),
+        grown=grown,
+        events=events,
+        **_growth(rng, grown),
+        **_ground(rng, uses.size, height),
+        grain=np.exp(table("grain")[grown[0]][parcel] * rng.standard_normal((size, size))).astype(np.float32),
+        **_seen(rng, size),
+    )
+
+
+def _growth(rng: np.random.Generator, grown: np.ndarray) -> dict[str, Any]:
+    """How each parcel's season differs from that of its class. What is perennial does not jump in winter."""
+    shape, crop = grown.shape, grown < CROPS
+
+    def lasting(values: np.ndarray) -> np.ndarray:
+        return np.where(crop if values.ndim == 2 else crop[..., None], values, values[:1])
+
+    tone = np.array([0.08, 0.08, 0.10, 0.08, 0.08])
+    return {
+        "shift": rng.normal(0, np.where(crop, 0.021, 0.010)) + rng.normal(0, 0.006),
+        "length": rng.normal(0, np.where(crop, 0.018, 0.008)),
+        "vigour": lasting(np.clip(rng.normal(1, 0.12, shape), 0.6, 1.12)),
+        "stems": lasting(10 ** rng.normal(0, 0.07, shape)),
+        "bounce": lasting(10 ** rng.normal(0, 0.15, shape)),
+        "leafy": lasting(1 + tone * rng.normal(0, 1, (*shape, 5))),
+        "cuts": _cut_days(rng, grown),
+    }
+
+
+def _ground(rng: np.random.Generator, many: int, height: np.ndarray) -> dict[str, Any]:
+    """Soils, water, what is tall, and the lie of the land, which ends level at the site's border."""
+    size = len(height)
+    edge = np.minimum(np.arange(size), np.arange(size)[::-1])
+    level = np.minimum(np.minimum(edge[:, None], edge) / 4.0, 1.0)
+    soil = rng.normal(1, 0.15) * rng.normal(1, 0.09, many)  # differs more between sites than within
+    return {
+        "irrigated": rng.random(many) < 0.3,
+        "soil": np.clip(soil, 0.55, 1.5),
+        "rough": 10 ** rng.normal(0, 0.13, many),
+        "tall": np.exp(rng.normal(0, 0.3, many)),
+        "texture": 1 + 0.07 * noise(rng, size, 3),
+        "slope": (np.gradient(height, axis=1) * 3).astype(np.float32),
+        "elevation": (PLAIN + height * rng.uniform(2.0, 14.0) * level).astype(np.float32),
+    }
+
+
+def _seen(rng: np.random.Generator, size: int) -> dict[str, Any]:
+    """How cloudy the site is, and which orbits see it: of radar often one, of Sentinel-2's second all, none or part."""
+    one, other = rng.random(), rng.random()
+    y, x = np.mgrid[:size, :size] / size
+    part = (other < 0.8) & (x + 0.3 * y < rng.uniform(0.3, 1.0))
+    return {
+        "gloom": float(rng.normal(0, 0.4)),
+        "orbits": (one >= 0.3, one <= 0.7),
+        "swath": np.full((size, size), other < 0.6) | part,
+    }
 
 
 def _cells(rng: np.random.Generator, u: np.ndarray, v: np.ndarray, spacing: float) -> np.ndarray:
@@ -123,19 +176,22 @@ def _cells(rng: np.random.Generator, u: np.ndarray, v: np.ndarray, spacing: floa
     return cKDTree(seeds).query(np.stack([u, v], -1))[1]
 
 
-def _site_land(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One site: parcel numbers (y, x), what each parcel is (a kind, or FIELD), elevation (y, x)."""
+def _parcels(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Parcel numbers (y, x), what each parcel is (a kind, or FIELD), height (y, x) of mean 0 and spread 1."""
     y, x = np.mgrid[:size, :size] - (size - 1) / 2
     turn = rng.uniform(0, np.pi)
     u, v = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
-    height, wild, bend, sway = (noise(rng, (1, size, size), scale)[0] for scale in (10, 7, 4, 4))
-    ids = _cells(rng, u, v / rng.uniform(1.2, 2.2), rng.uniform(9, 12))
-    natural = wild > np.quantile(wild, rng.uniform(0.62, 0.82))
-    ids[natural] = _NATURAL + _cells(rng, x + 3 * bend, y + 3 * sway, 15)[natural]
-    if rng.random() < 0.8:
-        ids[height < np.quantile(height, rng.uniform(0.04, 0.13))] = -WATER
-    if rng.random() < 0.8:
-        at, half = rng.uniform(-size / 4, size / 4, 2), rng.uniform(5, 9, 2)
+    height, wild, bend, sway = (noise(rng, size, scale) for scale in (10, 7, 4, 4))
+    ids = _cells(rng, u, v / rng.uniform(1.2, 2.2), rng.uniform(8, 11))
+    natural = wild > np.quantile(wild, rng.uniform(0.50, 0.72))
+    ids[natural] = _NATURAL + _cells(rng, x + 3 * bend, y + 3 * sway, 12)[natural]
+    if rng.random() < 0.7:
+        low = np.quantile(height, rng.uniform(0.04, 0.11))
+        ids[height < low] = -WATER
+        if rng.random() < 0.7:
+            ids[(height >= low) & (height < low + 0.45)] = -CODE["wetland"]
+    if rng.random() < 0.7:
+        at, half = rng.uniform(-size / 4, size / 4, 2), rng.uniform(4, 8, 2)
         ids[(np.abs(u - at[0]) < half[0]) & (np.abs(v - at[1]) < half[1])] = -TOWN
     for axis, place in ((u, rng.uniform(-size / 3, size / 3)), (v, rng.uniform(-size / 3, size / 3))):
         ids[np.abs(axis - place) < 0.5] = -ROAD
@@ -144,84 +200,45 @@ def _site_land(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndar
 
 
 def _uses(rng: np.random.Generator, names: np.ndarray) -> np.ndarray:
-    """What each parcel of a site is for good: fields are FIELD, natural patches woods or meadows."""
-    fields = rng.choice([FIELD, MEADOW, BARE], names.size, p=[0.78, 0.10, 0.12])
-    patches = rng.choice([DECIDUOUS, EVERGREEN, MEADOW], names.size, p=[0.4, 0.4, 0.2])
-    # water, town and road are named by their kind, negated
-    return np.where(names < 0, -names, np.where(names < _NATURAL, fields, patches))
+    """What each parcel of a site is for good: fields are FIELD, natural patches woods, grass or open trees."""
+    fields = [FIELD, *(CODE[name] for name in ("meadow", "pasture", "orchard"))]
+    patches = [CODE[name] for name in ("broadleaf", "plantation", "conifer", "grassland", "pasture", "savanna")]
+    tilled = rng.choice([*fields, BARE], names.size, p=[0.74, 0.07, 0.03, 0.10, 0.06])
+    wild = rng.choice(patches, names.size, p=[0.19, 0.19, 0.16, 0.17, 0.10, 0.19])
+    # water, wetland, town and road are named by their kind, negated
+    return np.where(names < 0, -names, np.where(names < _NATURAL, tilled, wild))
 
 
-def _rotation(rng: np.random.Generator, uses: np.ndarray, years: int) -> np.ndarray:
-    """Kinds (year, p) of one site: three to five crops, and a new one in every field each year."""
-    crops = rng.permutation(CROPS)[: rng.integers(3, 6)]
+def _crops(seed: int, site: int) -> np.ndarray:
+    """Five crops of a site, and often a sixth; the next site of each pair has the other five, so that none is rare."""
+    half, rng = stream(seed, 15, site // 2).permutation(CROPS), stream(seed, 16, site)
+    own, others = np.split(half if site % 2 == 0 else half[::-1], 2)
+    return np.concatenate([own, others[: rng.integers(2)]])
+
+
+def _rotation(rng: np.random.Generator, uses: np.ndarray, crops: np.ndarray, seasons: int, south: bool) -> np.ndarray:
+    """Kinds (season, p): a new crop in every field each year.
+
+    In the south, where a summer's season runs over New Year, a field keeps its crop: a calendar year has one label.
+    """
     turn = rng.permutation(uses.size)
     kinds = []
-    for _ in range(years):
+    for _ in range(seasons):
         kinds.append(np.where(uses == FIELD, crops[turn % crops.size], uses))
-        turn = turn + rng.integers(1, crops.size, uses.size)
+        step = rng.integers(1, crops.size, uses.size)
+        turn = turn + (0 if south else step)
     return np.stack(kinds)
 
 
-def _cut_days(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-    """Two to four cuts of each meadow, (year, p, 4); the ones left out are infinitely late."""
-    days = np.array([138, 182, 228, 270]) + rng.normal(0, 7, (*shape, 4))
-    return np.where(np.arange(4) < rng.integers(2, 5, (*shape, 1)), days, np.inf)
+def _cut_days(rng: np.random.Generator, grown: np.ndarray) -> np.ndarray:
+    """When each parcel is mown or grazed, (season, p, 6) in thermal time; what is left out is infinitely late."""
+    most = table("cuts")[grown][..., None]
+    turn = np.arange(6)
+    when = 0.16 + 0.74 * (turn + 0.5 + rng.uniform(-0.35, 0.35, (*grown.shape, 6))) / np.maximum(most, 1)
+    least = rng.integers(0, 2, (*grown.shape, 1))
+    return np.where(turn < most - least, when, np.inf)
 
 
-def draw_land(seed: int, grid: Grid, years: int) -> Land:
-    """Draw the land of every site; `years` counts one more than those asked for."""
-    parcels, sites, kinds, heights, first = [], [], [], [], 0
-    for site in range(grid.sites):
-        rng = stream(seed, 1, site)
-        parcel, uses, height = _site_land(rng, grid.size)
-        parcels.append(parcel + first)
-        heights.append(height)
-        sites.append(np.full(uses.size, site))
-        kinds.append(_rotation(rng, uses, years))
-        first += uses.size
-    rng, parcel, kind = stream(seed, 2), np.stack(parcels), np.concatenate(kinds, 1)
-    vigour = np.clip(rng.normal(1, 0.08, kind.shape), 0.7, 1.1)
-    ground = rng.normal(1, 0.14, grid.sites)[np.concatenate(sites)]  # soils differ more between sites than within
-    return Land(
-        parcel=parcel,
-        site=np.concatenate(sites),
-        kind=kind,
-        jitter=rng.normal(0, np.where(kind < CROPS, 4.0, 2.0)),
-        vigour=np.where(kind < CROPS, vigour, vigour[0]),  # a wood does not jump at New Year
-        stems=10 ** rng.normal(0, 0.08, kind.shape),
-        cuts=_cut_days(rng, kind.shape),
-        soil=np.clip(ground * rng.normal(1, 0.08, first), 0.6, 1.5),
-        rough=10 ** rng.normal(0, 0.12, first),
-        texture=1 + 0.06 * noise(rng, parcel.shape, 3),
-        grain=np.exp(table("grain")[kind[0]][parcel] * rng.standard_normal(parcel.shape)).astype(np.float32),
-        slope=np.gradient(np.stack(heights), axis=2).astype(np.float32) * 5,
-    )
-
-
-def _weather(rng: np.random.Generator, sites: int) -> tuple[np.ndarray, np.ndarray]:
-    """Soil moisture 0..1 from a bucket that rain fills, and AR(1) temperature in kelvin; each (site, 366)."""
-    rain = (rng.random((sites, 366)) < 0.22) * rng.gamma(1.5, 0.2, (sites, 366))
-    shocks = rng.normal(0, 1.6, (sites, 366))
-    wet, heat = np.full((sites, 366), 0.4), np.zeros((sites, 366))
-    for day in range(1, 366):
-        drying = 0.93 - 0.05 * math.sin(math.pi * day / 365)
-        wet[:, day] = np.minimum(wet[:, day - 1] * drying + rain[:, day], 1)
-        heat[:, day] = 0.8 * heat[:, day - 1] + shocks[:, day]
-    return wet, heat
-
-
-def draw_climate(seed: int, sites: int, years: int) -> Climate:
-    """Draw each site's latitude, and from it when its seasons come and how warm it is."""
-    rng = stream(seed, 3)
-    north = rng.uniform(-1, 1, sites)  # -1 at 35 degrees, 1 at 60 degrees
-    weather = [_weather(stream(seed, 4, year), sites) for year in range(years)]
-    seen = rng.random(sites)
-    return Climate(
-        offset=np.clip(15 * north + rng.normal(0, 2, sites) + rng.normal(0, 3, (years, sites)), -20, 20),
-        stretch=1 + 0.04 * north,
-        wet=np.stack([wet for wet, _ in weather]),
-        weather=np.stack([heat for _, heat in weather]),
-        warmth=np.stack([11 - 5 * north, 10 + 2 * north], -1),
-        gloom=rng.normal(0, 0.3, sites),
-        orbits=np.stack([seen >= 0.2, seen <= 0.8], -1),
-    )
+def heights(site: Site, year: int) -> np.ndarray:
+    """Metres of what stands on each parcel, (p)."""
+    return np.array([kind.tall for kind in KINDS])[site.kind[year]] * site.tall * site.events.left(year)

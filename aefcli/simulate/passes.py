@@ -1,17 +1,17 @@
-"""What the sensors offer and when they come by: assets, the plan of a year's passes, one pass as a scene."""
+"""What the sensors offer and when they come by: assets, and the plan of all passes."""
 
 from __future__ import annotations
 
 import calendar
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import numpy as np
 
-from aefcli.simulate.land import stream
+from aefcli.simulate.climate import day_of
+from aefcli.simulate.streams import stream
 
-S2, S1, LANDSAT = "sentinel-2-c1-l2a", "sentinel-1-rtc", "landsat-c2-l2"
+S2, S1, LANDSAT, DEM = "sentinel-2-c1-l2a", "sentinel-1-rtc", "landsat-c2-l2", "cop-dem-glo-30"
 
 
 @dataclass(frozen=True)
@@ -22,16 +22,17 @@ class Layer:
     title: str
     gsd: int
     dtype: str
-    nodata: int
+    nodata: float
     scale: float | None = None
     offset: float | None = None
     name: str = ""  # the sensor's band; empty for masks
 
     def stored(self, band: np.ndarray) -> np.ndarray:
         """Physical values as the file keeps them; NaN becomes nodata."""
+        lost = np.isnan(band)
         if self.scale is not None and self.offset is not None:
             band = np.clip(np.rint((band - self.offset) / self.scale), 1, 65535)
-        return np.where(np.isnan(band), self.nodata, band).astype(self.dtype)
+        return np.where(lost, np.float32(self.nodata), band).astype(self.dtype)
 
 
 LAYERS = {
@@ -66,29 +67,23 @@ class Pass:
     """When a sensor comes by. `turn` numbers a sensor's passes of a year, missed ones too."""
 
     collection: str
-    year: int  # counted from the first
-    day: int
+    day: int  # from 1 January of the world's first year
     turn: int
-    orbit: int
+    orbit: int  # of radar 0 ascending, 1 descending
     when: datetime
+    gloom: float = 0.0  # log-odds of cloud on that day
 
-
-@dataclass(frozen=True)
-class Scene:
-    """One item: its pixels as stored, by asset key, each the whole rectangle; `edge`: where an orbit's swath ends."""
-
-    id: str
-    at: Pass
-    pixels: dict[str, np.ndarray]
-    properties: dict[str, Any]
-    edge: tuple[float, float] = (1.0, 1.0)  # fractions of the width, at the northern and the southern border
+    @property
+    def key(self) -> tuple[int, ...]:
+        """What its stream of random numbers is known by."""
+        return list(LAYERS).index(self.collection), self.when.year, self.turn, self.orbit
 
 
 def passes(seed: int, first: int, last: int) -> list[Pass]:
     """The plan of all acquisitions, by collection, then in order of time."""
     plan = []
     for year in range(first, last + 1):
-        rng, length = stream(seed, 6, year), 365 + calendar.isleap(year)
+        rng, length, start = stream(seed, 7, year), 365 + calendar.isleap(year), day_of(year, first)
         found = []
         for collection, every, missed, clock in ((S2, 5, 0.13, (9, 58)), (LANDSAT, 8, 0.06, (9, 52))):
             for turn, day in enumerate(range(int(rng.integers(every)), length, every)):
@@ -100,5 +95,6 @@ def passes(seed: int, first: int, last: int) -> list[Pass]:
         for collection, day, turn, orbit, clock in found:
             when = datetime(year, 1, 1, *clock, tzinfo=UTC)
             when += timedelta(days=day, milliseconds=int(rng.integers(60_000)))
-            plan.append(Pass(collection, year - first, day, turn, orbit, when))
+            gloom = 0.0 if collection == S1 else float(rng.normal())
+            plan.append(Pass(collection, start + day, turn, orbit, when, gloom))
     return sorted(plan, key=lambda one: (list(LAYERS).index(one.collection), one.when))
