@@ -86,8 +86,9 @@ def read_labels(path: Path, label: str = "label") -> Labels:
 
     Needs the column `label`, or another that is named (integers, text or booleans are classes, floats are values) and
     the places: `x`, `y` or `longitude`, `latitude` in degrees, or point geometries in any CRS. May have `label_name`,
-    `site`, `split` and `valid_time_start_ms`, `valid_time_end_ms`; an instant is widened to 4 days around it, the least that training
-    sees (our choice). A support period, `support_time_start_ms` and `support_time_end_ms`, spans at most a year.
+    `site`, `split` and `valid_time_start_ms`, `valid_time_end_ms`; an instant is widened to 4 days around it, the least
+    that training sees (our choice). A support period, `support_time_start_ms` and `support_time_end_ms`, spans at most
+    a year.
 
     Pairs of periods have `label_before` and `label_after` instead, and every time twice, as in
     `valid_time_start_before_ms` and `valid_time_start_after_ms`: a pair whose labels differ is "change".
