@@ -56,7 +56,7 @@ class Quality:
         import numpy as np
 
         if self.clear_values:
-            return np.isin(np.arange(np.iinfo(layer.dtype).max + 1), self.clear_values)[layer]
+            return np.logical_or.reduce([layer == value for value in self.clear_values])
         return (layer & sum(1 << bit for bit in self.cloud_bits)) == 0
 
 

@@ -46,6 +46,20 @@ def in_memory(source: CubeSource) -> CubeSource:
     return replace(source, arrays={name: np.asarray(array[:]) for name, array in source.arrays.items()})
 
 
+def test_chunk_files_are_those_that_zarr_writes(cube: Cube) -> None:
+    """To the byte; also those that the array's end cuts."""
+    for source in cube.sources.values():
+        for name, array in source.arrays.items():
+            folder = cube.path / array.path
+            ours = {path: path.read_bytes() for path in folder.rglob("c/*/*/*")}
+            assert len(ours) == np.prod([-(-n // size) for n, size in zip(array.shape, array.chunks, strict=True)]), (
+                name
+            )
+            again = zarr.open_array(folder, mode="r+").with_config({"write_empty_chunks": True})
+            again[...] = array[...]
+            assert {path: path.read_bytes() for path in folder.rglob("c/*/*/*")} == ours
+
+
 @pytest.mark.parametrize("name", ["sentinel-2", "landsat"])
 def test_windows_are_those_of_the_whole_array(cube: Cube, name: str) -> None:
     source, rng = cube.sources[name], np.random.default_rng(0)

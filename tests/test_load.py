@@ -153,7 +153,7 @@ def test_windows_on_a_finer_grid_are_parts_of_one_warp(
 ) -> None:
     """Cells that are whole numbers of the grid's are not warped, but enlarged while they are read."""
     rng = np.random.default_rng(times)
-    values = rng.integers(1, 250, (SIDE, SIDE)).astype(dtype)
+    values = rng.integers(1, {"uint8": 256}.get(dtype, 65_536), (SIDE, SIDE)).astype(dtype)
     values[-30:-20, 20:30] = 0  # beside which a warp is due
     write_tif(tmp_path / "a.tif", values, left=ORIGIN[0])
     item = copy.deepcopy(toy.items[0])

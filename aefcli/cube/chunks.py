@@ -18,7 +18,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 import zarr
-from numcodecs import blosc, zstd
+from numcodecs import Blosc, blosc, zstd
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, VLenUTF8Codec, ZstdCodec
 from zarr.core.chunk_key_encodings import DefaultChunkKeyEncoding
 from zarr.core.metadata.v3 import RegularChunkGrid
@@ -37,6 +37,7 @@ from aefcli.extent import Tile
 
 _CHECKSUM = 4  # bytes at the end of a chunk file
 _HEADER = 16  # bytes that Blosc begins with; the size of what it holds is in bytes 4 to 8
+_SHUFFLES = {"noshuffle": Blosc.NOSHUFFLE, "shuffle": Blosc.SHUFFLE, "bitshuffle": Blosc.BITSHUFFLE}
 _MOST = 1 << 28  # bytes that one chunk may unpack to; ours hold 2 MiB at most, texts of lineage some more
 _MOST_NUMBERS, _MOST_FILES = 1 << 26, 10_000  # of one small array: 170,000 texts in vectors of 384 numbers
 
@@ -135,6 +136,8 @@ class Chunks:
     shape: tuple[int, ...]
     size: tuple[int, int, int]  # of a chunk: frames, rows, columns
     dtype: np.dtype
+    fill: float
+    codec: Blosc
 
     @classmethod
     def of(cls, array: zarr.Array) -> Chunks | None:
@@ -151,7 +154,10 @@ class Chunks:
         ):
             return None
         frames, rows, columns = metadata.chunk_grid.chunk_shape
-        return cls(store.root, store.root / array.path, array.shape, (frames, rows, columns), array.dtype)
+        size, packed, folder = (frames, rows, columns), metadata.codecs[1], store.root / array.path
+        assert isinstance(packed, BloscCodec)
+        codec = Blosc(packed.cname.value, packed.clevel, _SHUFFLES[packed.shuffle.value], packed.blocksize)
+        return cls(store.root, folder, array.shape, size, array.dtype, array.fill_value, codec)
 
     def chunk(self, index: tuple[int, int, int]) -> np.ndarray:
         """One chunk, decoded. Raises Damaged."""
@@ -168,6 +174,22 @@ class Chunks:
         out = np.empty(self.size, self.dtype)
         blosc.decompress(packed, out)
         return out
+
+    def put(self, index: tuple[int, int, int], values: np.ndarray) -> Path:
+        """Write one chunk, whose `values` may end where the array does; its file."""
+        chunk = (
+            np.full(self.size, self.fill, self.dtype) if values.shape != self.size else np.empty(self.size, self.dtype)
+        )
+        chunk[tuple(map(slice, values.shape))] = values
+        packed = self.codec.encode(chunk)
+        path = self.folder.joinpath("c", *map(str, index))
+        aside = path.with_suffix(".part")  # a file that was there may be another cube's too
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("wb") as out:
+            out.write(packed)
+            out.write(google_crc32c.value(packed).to_bytes(_CHECKSUM, "little"))
+        aside.replace(path)
+        return path
 
     def copy(self, index: tuple[int, int, int], frames: np.ndarray, tile: Tile, out: np.ndarray) -> None:
         """What one chunk holds of some frames over a tile, into its place in `out` (t h w)."""
@@ -200,6 +222,20 @@ def read(arrays: Sequence[Chunks], frames: np.ndarray, tile: Tile, outs: Sequenc
     with ThreadPoolExecutor(max(1, min(8, os.cpu_count() or 1, len(jobs)))) as pool:
         for _ in pool.map(lambda job: job[0].copy(job[1], frames, tile, job[2]), jobs):
             pass
+
+
+def write(array: Chunks, when: slice, tile: Tile, values: np.ndarray, pool: Executor) -> list[Future[Path]]:
+    """Have a pool write a region of whole chunks, which the array's end may cut: (t y x) values; the files."""
+    region = (when, *tile.slices)
+    assert all(part.start % size == 0 for part, size in zip(region, array.size, strict=True))
+    counts = [range(part.start // size, -(-part.stop // size)) for part, size in zip(region, array.size, strict=True)]
+
+    def part(index: Sequence[int]) -> np.ndarray:
+        starts = [at * size - whole.start for at, size, whole in zip(index, array.size, region, strict=True)]
+        return values[tuple(slice(start, start + size) for start, size in zip(starts, array.size, strict=True))]
+
+    late, down, across = counts
+    return [pool.submit(array.put, index, part(index)) for index in itertools.product(late, down, across)]
 
 
 def _plain(numbers: np.ndarray) -> slice | np.ndarray:

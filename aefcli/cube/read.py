@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import io
 import itertools
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,7 +40,7 @@ from rasterio.errors import RasterioError
 from rasterio.io import MemoryFile
 from rasterio.windows import Window
 
-from aefcli.cube.web import TRIES, Unreadable, fetch, pause_before, without_query
+from aefcli.cube.web import TRIES, Unreadable, fetch, pause_before, quick, without_query
 from aefcli.sources import valid
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 _ENV = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_NUM_THREADS": "1"}
 _HEAD, _HEADS = 16384, 1024  # bytes of a file's beginning that are kept, and of how many files
 _AHEAD = (65536, 1 << 20)  # bytes fetched at once where GDAL reads bit by bit; doubled while it reads straight on
+_NOWHERE = np.s_[0:0, 0:0]
 _GAP = 16384  # bytes between two ranges that are cheaper to fetch than to ask apart
 
 _running: WeakSet[threading.Event] = WeakSet()
@@ -147,7 +149,7 @@ def _pixels(reads: Reads, uri: str, band: int, cfg: RasterLoadParams, grid: GeoB
             place = _place(rio_geobox(file), grid)
             level = pick_overview(place.read_shrink, file.overviews(band)) if place.read_shrink > 1 else None
             if level is None:
-                enlarged = _enlarged(file, band, cfg, place)
+                enlarged = _enlarged(file, band, cfg, place, grid)
                 return enlarged or _do_read(rasterio.band(file, band), cfg, grid, place, dst=dst)
         with opened(overview_level=level) as file:
             return _do_read(rasterio.band(file, band), cfg, grid, place, dst=dst)
@@ -161,11 +163,11 @@ def _place(file: GeoBox, grid: GeoBox) -> ReprojectInfo:
     return compute_reproject_roi(file, grid, ttol=0.05)
 
 
-def _enlarged(file: DatasetReader, band: int, cfg: RasterLoadParams, place: ReprojectInfo) -> Any:
+def _enlarged(file: DatasetReader, band: int, cfg: RasterLoadParams, place: ReprojectInfo, grid: GeoBox) -> Any:
     """As `_pixels`, where each cell of the file is a few whole ones of the grid; None where a warp is due.
 
     GDAL's resampling while it reads gives there what the warp gives, to the bit, for a third of the time. Beside nodata
-    it does not, nor where more cells, or numbers with fractions, leave it to rounding.
+    it does not, so that part is warped. Nor does it where more cells, or numbers with fractions, leave it to rounding.
     """
     to_grid = place.transform.linear  # from cells of the file
     if to_grid is None or roi_is_empty(place.roi_dst) or cfg.resampling not in ("nearest", "bilinear"):
@@ -176,12 +178,61 @@ def _enlarged(file: DatasetReader, band: int, cfg: RasterLoadParams, place: Repr
     kind, nodata, fill = np.dtype(file.dtypes[band - 1]), file.nodatavals[band - 1], cfg.fill_value
     if kind != cfg.dtype or kind.kind not in "iu" or fill is None or nodata not in (None, fill):
         return None
-    around = Window.from_slices(*roi_pad(place.roi_src, 2, file.shape))
-    if cfg.resampling == "bilinear" and not valid(file.read(band, window=around), fill).all():
-        return None
     (rows, columns), shape = place.roi_dst, roi_shape(place.roi_dst)
-    window = Window((columns.start - left) / times, (rows.start - top) / times, shape[1] / times, shape[0] / times)
-    return place.roi_dst, file.read(band, window=window, out_shape=shape, resampling=resampling_s2rio(cfg.resampling))
+    beside = _beside(file, band, fill, place, to_grid) if cfg.resampling == "bilinear" else _NOWHERE
+    # Thirds leave it to rounding, and to where a window begins, what a tie beside nodata becomes.
+    if 2 * math.prod(roi_shape(beside)) > math.prod(shape) or (times == 3 and not roi_is_empty(beside)):
+        return None
+    if times == 2 and cfg.resampling == "bilinear" and kind in ("uint8", "uint16"):
+        pixels = _doubled(file, band, (rows, columns), (top, left))
+    else:
+        window = Window((columns.start - left) / times, (rows.start - top) / times, shape[1] / times, shape[0] / times)
+        pixels = file.read(band, window=window, out_shape=shape, resampling=resampling_s2rio(cfg.resampling))
+    if not roi_is_empty(beside):
+        out, inner = pixels[_moved(beside[0], -rows.start), _moved(beside[1], -columns.start)], grid[beside]
+        where, warped = _do_read(rasterio.band(file, band), cfg, inner, _place(rio_geobox(file), inner))
+        out[...] = fill
+        out[where] = warped
+    return place.roi_dst, pixels
+
+
+def _doubled(file: DatasetReader, band: int, part: Sequence[Any], origin: tuple[int, int]) -> np.ndarray:
+    """A part of a grid twice as fine as the file, which begins at `origin` of it: GDAL's bilinear, for half its time.
+
+    A cell of the grid is 9/16 the one that it lies in, 3/16 each of two beside that and 1/16 of the one between them.
+    """
+    first = [(cells.start - begin) // 2 for cells, begin in zip(part, origin, strict=True)]
+    last = [-(-(cells.stop - begin) // 2) for cells, begin in zip(part, origin, strict=True)]
+    inside = [slice(max(0, a - 1), min(b + 1, size)) for a, b, size in zip(first, last, file.shape, strict=True)]
+    beyond = [(cells.start - a + 1, b + 1 - cells.stop) for a, b, cells in zip(first, last, inside, strict=True)]
+    cells = np.pad(file.read(band, window=Window.from_slices(*inside)).astype("uint32"), beyond, "edge")
+    middle, wide = 3 * cells[:, 1:-1], np.empty((cells.shape[0], 2 * cells.shape[1] - 4), "uint32")
+    np.add(middle, cells[:, :-2], out=wide[:, 0::2])
+    np.add(middle, cells[:, 2:], out=wide[:, 1::2])
+    middle, out = 3 * wide[1:-1] + 8, np.empty((2 * cells.shape[0] - 4, wide.shape[1]), file.dtypes[band - 1])
+    np.right_shift(middle + wide[:-2], 4, out=out[0::2], casting="unsafe")
+    np.right_shift(middle + wide[2:], 4, out=out[1::2], casting="unsafe")
+    rows, columns = (_moved(cells, -begin - 2 * a) for cells, begin, a in zip(part, origin, first, strict=True))
+    return out[rows, columns]
+
+
+def _beside(file: DatasetReader, band: int, fill: float, place: ReprojectInfo, to_grid: Affine) -> tuple[slice, slice]:
+    """The part of the grid within two cells of those of the file that have no value: a box around all of them."""
+    around = roi_pad(place.roi_src, 2, file.shape)
+    lost = ~valid(file.read(band, window=Window.from_slices(*around)), fill)
+    if not lost.any():
+        return _NOWHERE
+    parts = []
+    axes = zip(around, (lost.any(1), lost.any(0)), (to_grid.f, to_grid.c), place.roi_dst, strict=True)
+    for cells, there, shift, whole in axes:
+        at = cells.start + np.flatnonzero(there)
+        first, last = (round(to_grid.a * cell + shift) for cell in (at[0] - 2, at[-1] + 3))
+        parts.append(slice(min(max(first, whole.start), whole.stop), max(min(last, whole.stop), whole.start)))
+    return parts[0], parts[1]
+
+
+def _moved(part: slice, by: int) -> slice:
+    return slice(part.start + by, part.stop + by)
 
 
 class Driver(RioDriver):
@@ -202,7 +253,7 @@ class _Reader(RioReader):
 
     def read(self, cfg: Any, grid: GeoBox, *, dst: Any = None, selection: Any = None) -> Any:
         found = _pixels(self.reads, self._src.uri, self._src.band, cfg, grid, dst)
-        return (np.s_[0:0, 0:0], np.empty((0, 0), cfg.dtype)) if found is None else found
+        return (_NOWHERE, np.empty((0, 0), cfg.dtype)) if found is None else found
 
 
 class Stacked:
@@ -238,7 +289,7 @@ class _Web:
         self.uri, self.name, self.stop = uri, without_query(uri), stop
         self.error: Unreadable | None = None
         self.head, self.size = self.heads.get(self.name) or self._begin()
-        self.ahead, self.start = b"", 0  # what was fetched last, and where it lies
+        self.ahead, self.start = memoryview(b""), 0  # what was fetched last, and where it lies
 
     def _begin(self) -> tuple[bytes, int]:
         """The first bytes and the size of the file."""
@@ -249,8 +300,7 @@ class _Web:
             return b"", 0
         while len(self.heads) >= _HEADS:
             self.heads.pop(next(iter(self.heads)), None)
-        self.heads[self.name] = head, size
-        return head, size
+        return self.heads.setdefault(self.name, (bytes(head), size))
 
     def read(self, start: int, stop: int) -> bytes:
         """Bytes start to stop, fewer at the end of the file, none after a failure."""
@@ -263,9 +313,9 @@ class _Web:
             straight = start == self.start + len(self.ahead)
             least = min(2 * len(self.ahead), _AHEAD[1]) if straight else _AHEAD[0]
             self.start, self.ahead = start, self.fetch((start, min(max(stop, start + least), self.size)))
-        return self.ahead[start - self.start : stop - self.start]
+        return bytes(self.ahead[start - self.start : stop - self.start])
 
-    def fetch(self, span: tuple[int, int]) -> bytes:
+    def fetch(self, span: tuple[int, int]) -> memoryview:
         """The bytes of a span; zeros after a failure."""
         if not self.error:
             try:
@@ -276,7 +326,7 @@ class _Web:
                 raise Unreadable(self.uri, f"the file changed its size from {self.size} to {size} bytes meanwhile")
             except Unreadable as error:
                 self.error = error
-        return bytes(span[1] - span[0])
+        return memoryview(bytes(span[1] - span[0]))
 
 
 class _Handle(io.RawIOBase):
@@ -311,12 +361,14 @@ class _Handle(io.RawIOBase):
                 spans[-1] = spans[-1][0], max(spans[-1][1], start + size)
             else:
                 spans.append((start, start + size))
-        fetched = _pool().map(self.web.fetch, spans) if len(spans) > 1 else map(self.web.fetch, spans)
+        few = len(spans) == 1 or quick(self.web.uri)
+        fetched = map(self.web.fetch, spans) if few else _pool().map(self.web.fetch, spans)
         parts = list(zip(spans, fetched, strict=True))
-        return [
-            next(data[o - start : o - start + n] for (start, stop), data in parts if start <= o and o + n <= stop)
-            for o, n in zip(offsets, sizes, strict=True)
-        ]
+
+        def block(start: int, stop: int) -> bytes:
+            return next(bytes(data[start - a : stop - a]) for (a, b), data in parts if a <= start and stop <= b)
+
+        return [block(start, start + size) for start, size in zip(offsets, sizes, strict=True)]
 
 
 class _Volume(MultiByteRangeResourceContainer):

@@ -9,25 +9,29 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
-from typing import Any, Literal
-from urllib.parse import urlparse
+from typing import Literal
+from urllib.parse import urljoin, urlparse, urlsplit
 
 import requests
-import requests.utils
 from requests.adapters import HTTPAdapter
-from requests.exceptions import InvalidSchema, InvalidURL, TooManyRedirects
+from requests.exceptions import InvalidSchema, InvalidURL
+from urllib3 import BaseHTTPResponse, HTTPConnectionPool, Timeout
+from urllib3.exceptions import HTTPError, LocationValueError
 
 from aefcli.errors import AefError
-from aefcli.stac import vet_redirect
+from aefcli.stac import vet
 
 PATIENCE = 300.0  # seconds without an answer, after which a file is given up
 TRIES = 10  # answers of 200 to a range in a row, or files that do not decode: no fault of the moment
 _CONNECT = 10.0  # seconds
+_REDIRECTS = 30  # in a row
+_PART = 1 << 16  # bytes taken at a time: more would be memory that is new each time, which costs more than the bytes
+_QUICK = 0.004  # seconds to an answer
 _STALL = (0.5, 8.0)  # seconds without a byte, after which a request is sent anew: the least, the most
 _PAUSE = (0.02, 10.0)  # seconds before the second try, doubled before each further one up to the latter
 
@@ -80,35 +84,46 @@ def _host(name: str) -> _Host:
     return _Host()
 
 
-@lru_cache(maxsize=1)
-def _session() -> requests.Session:
-    """Connections that stay open. A redirect may lead where the address it came from might have led."""
-    session = requests.Session()
-    for scheme in ("http://", "https://"):
-        session.mount(scheme, HTTPAdapter(pool_connections=64, pool_maxsize=64))
-    session.hooks["response"].append(vet_redirect)
-    session.trust_env = False  # `_environment` does, once per host
-    return session
+@dataclass(frozen=True)
+class _Way:
+    """How a host is asked: over connections that stay open, with these headers."""
+
+    pool: HTTPConnectionPool
+    prefix: str  # of paths: the origin where a proxy is asked for it, else nothing
+    headers: Mapping[str, str]
 
 
 @lru_cache(maxsize=256)
-def _environment(origin: str) -> dict[str, Any]:
-    """Proxies, certificates and netrc's passwords for a host. `requests` would look for them at each request."""
-    settings = requests.Session().merge_environment_settings(origin, {}, True, None, None)
-    return {**settings, "auth": requests.utils.get_netrc_auth(origin)}
+def _way(origin: str) -> _Way:
+    """As `requests` would ask: by the environment's proxies, with its certificates and netrc's password.
+
+    It looks for them at each request, which takes it as long as the request itself.
+    """
+    session, adapter = requests.Session(), HTTPAdapter(pool_connections=1, pool_maxsize=64)
+    asked = session.prepare_request(requests.Request("GET", origin))
+    found = session.merge_environment_settings(str(asked.url), {}, True, None, None)
+    pool = adapter.get_connection_with_tls_context(asked, found["verify"], found["proxies"], found["cert"])
+    adapter.cert_verify(pool, str(asked.url), found["verify"], found["cert"])
+    headers = {name: value for name, value in asked.headers.items() if isinstance(value, str)}
+    return _Way(pool, adapter.request_url(asked, found["proxies"]).removesuffix("/"), headers)
 
 
-def fetch(uri: str, start: int, stop: int, halt: threading.Event) -> tuple[bytes, int]:
+def quick(uri: str) -> bool:
+    """Whether a file's host answers as soon as another thread would have asked it."""
+    return _host(urlparse(uri).netloc).usual < _QUICK
+
+
+def fetch(uri: str, start: int, stop: int, halt: threading.Event) -> tuple[memoryview, int]:
     """Bytes start to stop of a file, fewer if it ends before, and the file's size. Raises Unreadable."""
     host, began, attempt, lies, refused = _host(urlparse(uri).netloc), time.monotonic(), 0, 0, False
     while not halt.wait(max(0.0, host.closed - time.monotonic())):
         try:
             return _ask(_signed(uri, refused), start, stop, host, host.stall(attempt))
-        except (InvalidURL, InvalidSchema, TooManyRedirects) as error:
+        except (InvalidURL, InvalidSchema, LocationValueError) as error:
             raise Unreadable(uri, str(error)) from error
         except AefError as error:
             raise Unreadable(uri, f"it redirects: {error.what}") from error
-        except (_Fault, requests.RequestException) as error:
+        except (_Fault, HTTPError, requests.RequestException) as error:
             fault = error if isinstance(error, _Fault) else _Fault(_short(error), _kind(error))
             if fault.kind == "refused" and not refused and _signer(uri):
                 refused = True
@@ -124,28 +139,47 @@ def fetch(uri: str, start: int, stop: int, halt: threading.Event) -> tuple[bytes
     raise Unreadable(uri, "stopped")
 
 
-def _ask(address: str, start: int, stop: int, host: _Host, stall: float) -> tuple[bytes, int]:
-    """One request. Raises _Fault or a RequestException."""
+def _ask(address: str, start: int, stop: int, host: _Host, stall: float) -> tuple[memoryview, int]:
+    """One request. Raises _Fault or an HTTPError."""
     began = time.monotonic()
-    headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
-    options = _environment("://".join(urlparse(address)[:2]))
-    with _session().get(address, headers=headers, timeout=(_CONNECT, stall), **options) as answer:
+    with _answer(address, f"bytes={start}-{stop - 1}", Timeout(connect=_CONNECT, read=stall)) as answer:
         host.answered(time.monotonic() - began)
         first, last, size = _promised(answer, start, stop)
-        parts = []
-        for part in answer.iter_content(1 << 20):
-            parts.append(part)
-            if time.monotonic() - began > PATIENCE:  # byte by byte
+        data, came = bytearray(last + 1 - first), 0
+        while part := answer.read1(_PART):
+            data[came : came + len(part)] = part
+            came += len(part)
+            if came > len(data) or time.monotonic() - began > PATIENCE:  # byte by byte
                 break
-        data = b"".join(parts)
-        if len(data) != last + 1 - first:
-            raise _Fault(f"{len(data)} bytes came of {last + 1 - first}")
-        return data, size
+        if came != last + 1 - first:
+            raise _Fault(f"{came} bytes came of {last + 1 - first}")
+        return memoryview(data), size
 
 
-def _promised(answer: requests.Response, start: int, stop: int) -> tuple[int, int, int]:
+def _answer(address: str, span: str, timeout: Timeout) -> BaseHTTPResponse:
+    """What comes of a request. A redirect may lead where the address it came from might have led."""
+    origin = urlsplit(address)[:2]
+    for _ in range(_REDIRECTS):
+        parts = urlsplit(address)
+        way = _way("://".join(parts[:2]))
+        headers = {**way.headers, "Range": span, "Accept-Encoding": "identity"}
+        if parts[:2] != origin:
+            headers.pop("Authorization", None)
+        path = f"{way.prefix}{parts.path or '/'}" + f"?{parts.query}" * bool(parts.query)
+        answer = way.pool.urlopen(
+            "GET", path, None, headers, False, False, timeout=timeout, preload_content=False, decode_content=False
+        )  # no retries, and no redirects
+        place = answer.get_redirect_location()
+        if not place:
+            return answer
+        answer.close()
+        address = vet(urljoin(address, place), address)
+    raise _Fault(f"it redirects {_REDIRECTS} times", "final")
+
+
+def _promised(answer: BaseHTTPResponse, start: int, stop: int) -> tuple[int, int, int]:
     """The first and the last byte that the answer brings, and the file's size; _Fault if they are not those asked."""
-    status = answer.status_code
+    status = answer.status
     if status in (408, 425, 429) or status >= 500:
         raise _Fault(f"HTTP response code: {status}", wait=_asked_to_wait(answer.headers.get("Retry-After", "")))
     if status == 200:
@@ -184,7 +218,7 @@ def _kind(error: BaseException) -> Literal["again", "final"]:
 
 
 def _short(error: BaseException) -> str:
-    """What lies at the bottom of the errors that `requests` and urllib3 wrap each other's in."""
+    """What lies at the bottom of the errors that urllib3 and `requests` wrap each other's in."""
     while error.args and isinstance(error.args[-1], BaseException):
         error = error.args[-1]
     return str(getattr(error, "reason", None) or error)

@@ -33,6 +33,8 @@ COLLECTION = "aef:collection"  # attribute of a group
 CHUNK = (32, 128, 128)  # frames, rows, columns: training reads patches through all time
 SLAB = 1024  # side of a unit of work: whole chunks. Blocks of 512 px off the cube's grid are read 2.7 times at 512
 
+_PACKERS = 2  # threads that pack chunks: one beside the readers, two when they are done
+
 Progress = Callable[[int, int], None]
 
 
@@ -371,40 +373,45 @@ def write_slab(store: Path, stack: Stack, when: slice, tile: Tile, threads: int)
     """
     import zarr
 
-    _few_arenas()
+    from aefcli.cube import chunks
+
+    _tame_malloc()
     missing: set[str] = set()
 
-    def put(name: str, values: np.ndarray | float) -> list[Path]:
-        path = store / stack.source.name / name
-        array = zarr.open_array(path, mode="r+").with_config({"write_empty_chunks": True})
-        array[(when, *tile.slices)] = values
-        return chunk_files(path, array, (when, *tile.slices))
+    def put(name: str, values: np.ndarray | float) -> list[Future[Path]]:
+        array = chunks.Chunks.of(zarr.open_array(store / stack.source.name / name, mode="r"))
+        assert array is not None, "not as `template` made it"
+        return chunks.write(array, when, tile, np.broadcast_to(values, (when.stop - when.start, *tile.shape)), pool)
 
     left: dict[str, np.ndarray | float] = {name: nodata for name, (_, nodata) in stack.layers.items()}
     clear = Clear(stack.source, stack.delivered[when], tile.shape)
-    with ThreadPoolExecutor(1) as pool:
-        done: list[Future[list[Path]]] = []
+    files: list[Path] = []
+    with ThreadPoolExecutor(_PACKERS) as pool:
+        running: list[Future[Path]] = []
         for part in stack.read(np.arange(when.start, when.stop), tile, threads):
-            if done:
-                done[-1].result()  # no more than two variables in memory
+            files += [file.result() for file in running]  # no more than two variables in memory
             missing |= set(part.missing)
-            if part.name != "weight" and part.name in left:
-                del left[part.name]
-                done.append(pool.submit(put, part.name, part.values))
+            written = part.name != "weight" and left.pop(part.name, None) is not None
+            running = put(part.name, part.values) if written else []
             clear.add(part)
             del part  # its memory is free once it is written
         left["weight"] = clear.weight()
         # A band that none of these frames has is written all the same.
-        files = [file for future in done for file in future.result()]
-        files += [file for name, values in left.items() for file in put(name, values)]
+        running += [file for name, values in left.items() for file in put(name, values)]
+        files += [file.result() for file in running]
     return sorted(files), tuple(sorted(missing))
 
 
 @cache
-def _few_arenas() -> None:
-    """Keep glibc from giving each thread a heap of its own, which keeps what it ever held: a tenth of the peak."""
+def _tame_malloc() -> None:
+    """Have glibc keep the memory of blocks and chunks for the next ones, in few heaps.
+
+    It gives each thread a heap of its own, which keeps what it ever held: a tenth of the peak. And it hands blocks of
+    half a megabyte back at once, to get them again page by page: two thirds of all page faults.
+    """
     with suppress(AttributeError, OSError, TypeError):  # another C library
-        ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX
+        for name, value in ((-8, 2), (-3, 4 << 20), (-1, 64 << 20)):  # M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+            ctypes.CDLL(None).mallopt(name, value)
 
 
 def packed(stack: Stack, frames: np.ndarray, tile: Tile, threads: int) -> int:

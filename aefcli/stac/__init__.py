@@ -7,9 +7,9 @@ reach the network. Traps and their sources: `sources.md`.
 """
 
 from aefcli.stac.catalog import NAMED, Catalog, Offer, instant, missing_credentials, open_catalog, sound
-from aefcli.stac.hrefs import plain, public, vet_redirect
+from aefcli.stac.hrefs import plain, public, vet
 
 __all__ = [
     "NAMED", "Catalog", "Offer", "instant", "missing_credentials", "open_catalog", "plain", "public",
-    "sound", "vet_redirect",
+    "sound", "vet",
 ]  # fmt: skip
