@@ -59,7 +59,7 @@ def test_the_bare_chain_works_in_an_empty_folder(world: Path, aef: Aef, tmp_path
     assert document["outputs"] == ["embeddings.zarr"]
     rows = document["results"]
     assert {row["field"] for row in rows} == {"embeddings", "composite", "untrained"}
-    assert {row["probe"] for row in rows} == {"knn1", "knn3", "linear"}
+    assert {row["probe"] for row in rows} == {"knn1", "knn3", "linear", "ridge"}
     assert {row["shots"] for row in rows} == {1, "max"}
     assert {row["metric"] for row in rows} == {"balanced_accuracy", "macro_f1"}
     assert {*rows[0]} == {"field", "task", "probe", "shots", "metric", "mean", "std", "n_train", "n_test"}

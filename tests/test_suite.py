@@ -11,6 +11,8 @@ from aefcli import checkpoint, suite
 from aefcli.checkpoint import Run
 from aefcli.suite import SUITES, Outcome, Suite
 
+pytestmark = pytest.mark.xdist_group("suite")  # one worker asks all candidates, and once
+
 SMALL = Suite("small", 16, SUITES["full"].tasks, 0.01, size=32)
 
 
