@@ -71,7 +71,7 @@ SUITES = {
     "quick": Suite("quick", 48, ("sparse", "twins", "honesty", "int8"), 0.1),
     "full": Suite(
         "full",
-        96,
+        64,
         ("sparse", "twins", "values", "month", "honesty", "lost", "cloud", "change", "boundary", "int8"),
         1.0,
     ),
@@ -166,7 +166,7 @@ class Stage:
     @cached_property
     def known(self) -> dict[str, np.ndarray]:
         """Candidate -> features (pixels, years, d) of the whole cube, and the controls'."""
-        found = self.features(self.cube, self.pixels, self.years)
+        found = self.features(self.cube, self.pixels, self.years, [*DESIGNED, "xy", *self.networks])
         rows, columns = np.divmod(self.pixels, self.cube.shape[1])
         found["oracle"] = self.world.oracle[:, :, rows, columns].transpose(2, 0, 1)
         return found
@@ -191,12 +191,14 @@ class Stage:
         return {name: values[at, chosen] for name, values in self.known.items()}
 
     def features(
-        self, cube: Cube, pixels: np.ndarray, periods: Sequence[Period], names: Sequence[str] = DESIGNED
+        self, cube: Cube, pixels: np.ndarray, periods: Sequence[Period], names: Sequence[str]
     ) -> dict[str, np.ndarray]:
-        """Candidate -> features (pixels, periods, d) of a cube: the designed ones named, `xy`, and the networks."""
+        """Candidate -> features (pixels, periods, d) of a cube, in which something may be missing."""
         rows, columns = np.divmod(pixels, cube.shape[1])
-        found = baselines.designed(cube, [*names, "xy"], rows, columns, periods, like=self.cube)
-        for name, (network, plan) in self.networks.items():
+        designed = [name for name in names if name in baselines.DESIGNED]
+        found = baselines.designed(cube, designed, rows, columns, periods, like=self.cube)
+        for name in (name for name in names if name in self.networks):
+            network, plan = self.networks[name]
             found[name] = embed.at_points(network, plan, cube, rows, columns, periods, self.device)
         return found
 
@@ -409,11 +411,11 @@ def _missing(stage: Stage) -> Iterator[Found]:
         "30% of the frames": dict.fromkeys(draws, 0.3),
     }
     for what, shares in losses.items():
-        full = {name: whole[name] for name in (*_IMPUTED, *stage.networks)}
+        full = {name: whole[name] for name in (*_IMPUTED, stage.ours)}
         left = dict(full)
         if shares:
             cube = without(stage.cube, {name: draws[name] < share for name, share in shares.items()})
-            found = stage.features(cube, distinct, stage.years[-1:], _IMPUTED)
+            found = stage.features(cube, distinct, stage.years[-1:], list(full))
             left = {name: found[name][at, 0] for name in full}
             left |= {name: _imputed(full[name], left[name]) for name in _IMPUTED}
         done = stage.evaluate(f"lost, {what}", full, labels, shots=("max",), tested=left)
@@ -463,10 +465,10 @@ def _month(stage: Stage) -> Iterator[Found]:
         cube = without(stage.cube, {n: (s.times >= start) & (s.times < end) for n, s in stage.cube.sources.items()})
         left = np.where((times >= start) & (times < end), np.nan, green)
         before = Period(start - 12 * _MONTH, start) if end > july.end else stage.years[-1]
-        features = {"raw": stage.features(cube, pixels, [before], ["raw"])["raw"][:, 0]}
-        for name, (network, plan) in stage.networks.items():
-            rows, columns = np.divmod(pixels, cube.shape[1])
-            features[name] = embed.at_points(network, plan, cube, rows, columns, [july], stage.device)[:, 0]
+        features = {
+            "raw": stage.features(cube, pixels, [before], ["raw"])["raw"][:, 0],
+            stage.ours: stage.features(cube, pixels, [july], [stage.ours])[stage.ours][:, 0],
+        }
         features["linear"] = _interpolated(times, left, (july.start + july.end) / 2)[:, None]
         done = stage.evaluate(task, features, labels, shots=("max",))
         errors = {
