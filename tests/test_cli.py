@@ -50,7 +50,7 @@ def test_the_bare_chain_works_in_an_empty_folder(world: Path, aef: Aef, tmp_path
     code, out, err = aef("embed", "cube.zarr", "--period", "2023-01:2023-12")
     assert (code, out) == (0, "embeddings.zarr\n"), err
     assert (tmp_path / "embeddings.png").read_bytes().startswith(b"\x89PNG")
-    code, out, err = aef("eval", "--probe", "knn")
+    code, out, err = aef("eval", "--probe", "knn", "--shots", "max")
     assert code == 0, err
     assert all(name in out for name in ("embeddings", "composite", "untrained", "knn1", "knn3", "max"))
     code, out, err = aef("eval", "--probe", "all", "--shots", "1,max", "--json")

@@ -92,6 +92,7 @@ def test_a_month_is_foretold_without_its_frames(done: Outcome) -> None:
     assert 0 < errors[0]["raw"] < 0.3
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_figures(run: Run, done: Outcome) -> None:
     few = Suite("small", 16, ("honesty",), 0.01, size=32)
     again = suite.run(few, run, 11, torch.device("cpu"))
