@@ -219,7 +219,7 @@ def odc_alone(request: Request, out: Path) -> None:
         resampling={"*": "bilinear", "scl": "nearest"},
     )
     chunks = tuple(min(size, whole) for size, whole in zip(CHUNK, data["blue"].shape, strict=True))
-    codecs = (BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle"), Crc32cCodec())
+    codecs = (BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle"), Crc32cCodec())
     encoding = {band: {"chunks": chunks, "compressors": codecs} for band in BANDS}
     with dask.config.set(scheduler="threads", num_workers=THREADS):
         data.to_zarr(out, zarr_format=3, consolidated=False, encoding=encoding)

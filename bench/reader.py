@@ -131,7 +131,7 @@ def readers_of(cube: Cube, aside: Path) -> dict[str, Reader]:
 
 def one_frame(source: CubeSource, aside: Path) -> CubeSource:
     """The same values in chunks of one frame and 256 px, with the same codecs."""
-    codecs = (BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle"), Crc32cCodec())
+    codecs = (BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle"), Crc32cCodec())
     arrays = {}
     for name, array in source.arrays.items():
         shape, side = array.shape, min(256, array.shape[1])

@@ -315,7 +315,7 @@ def _codecs() -> tuple[Any, ...]:
     """Compressed, and with a checksum: without one a flipped bit may pass for data (stores.md)."""
     from zarr.codecs import BloscCodec, Crc32cCodec
 
-    return BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle"), Crc32cCodec()
+    return BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle"), Crc32cCodec()
 
 
 def chunks_of(shape: Sequence[int]) -> tuple[int, ...]:
