@@ -1,15 +1,17 @@
 """What the model is fed: frames of each source, ragged in time by presence, and what is done to them.
 
-Owns `Frames`, `Text` and `Batch`, padding in time, holding a target out, drawing valid periods, the gap in radar
-frames, and the perturbation that makes a student's inputs out of a teacher's. Knows neither files nor the network.
+Owns `Frames`, `Text`, `Student` and `Batch`, joining samples with padding in time, holding targets out, drawing valid
+periods, the gap in radar frames, and the perturbation that makes a student's inputs out of a teacher's. Knows neither
+files nor the network.
 Source: method.md sections 2 and 8.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,6 +19,7 @@ from torch import Tensor
 
 DAY = 86_400_000  # ms
 _SHORTEST = 4 * DAY  # a valid period is longer than this
+_ALIGNED = 64  # bytes; where tensors begin in a block of several
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,12 @@ class Frames:
         gone = dropped[:, :, None, None]
         return replace(self, present=self.present & ~gone, weight=self.weight.masked_fill(gone, 0.0))
 
+    def rows(self) -> Frames:
+        """Every frame as a sample of its own: (b, t, ...) to (b t, 1, ...)."""
+        return _changed(self, lambda tensor: tensor.flatten(0, 1)[:, None])
+
     def to(self, device: torch.device) -> Frames:
-        return Frames(*(getattr(self, field.name).to(device) for field in fields(self)))
+        return _changed(self, lambda tensor: tensor.to(device))
 
 
 @dataclass(frozen=True)
@@ -48,21 +55,30 @@ class Text:
     valid: Int[Tensor, "b 2"]  # ms since 1970 UTC, half open
     there: Bool[Tensor, " b"]
 
-    def to(self, device: torch.device) -> Text:
-        return Text(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+@dataclass(frozen=True)
+class Student:
+    """What a student is given less than its teacher, and the period at which the two meet."""
+
+    drops: Mapping[str, Bool[Tensor, "b t"]]  # by input: its frames that are gone
+    valid: Int[Tensor, "b 2"]  # ms since 1970 UTC, half open
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs of every source (ragged t), one target frame of each (t = 1), and the valid period of each target."""
+    """Inputs of every source (ragged t), k target frames of each, and the valid period of each target.
+
+    k is the recipe's `loss.targets` for inputs, 1 for a source that is decoded alone.
+    """
 
     inputs: Mapping[str, Frames]
     targets: Mapping[str, Frames]
-    valid: Mapping[str, Int[Tensor, "b 2"]]  # ms since 1970 UTC, half open
+    valid: Mapping[str, Int[Tensor, "b k 2"]]  # ms since 1970 UTC, half open
     support: Int[Tensor, "b 2"]
     apart: Bool[Tensor, " b"]  # no ground in common with the sample before; of the first, with the last
     text: Text | None = None
     gsd: float = 10.0  # metres per pixel
+    student: Student = field(kw_only=True)
 
     def __post_init__(self) -> None:
         frames = [*self.inputs.values(), *self.targets.values()]
@@ -70,31 +86,83 @@ class Batch:
         if len(sizes) != 1:
             raise ValueError(f"sources disagree on (b, h, w): {sorted(sizes)}")
 
-    def to(self, device: torch.device) -> Batch:
-        return Batch(
-            {name: frames.to(device) for name, frames in self.inputs.items()},
-            {name: frames.to(device) for name, frames in self.targets.items()},
-            {name: valid.to(device) for name, valid in self.valid.items()},
-            self.support.to(device),
-            self.apart.to(device),
-            self.text and self.text.to(device),
-            self.gsd,
-        )
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> Batch:
+        return _changed(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin(self) -> Batch:
+        """The batch in memory that a GPU reads by itself, so that `to` need not wait."""
+        return _changed(self, lambda tensor: tensor.pin_memory())
+
+    def share(self) -> Batch:
+        """The batch in one block of memory that other processes can open: one file to hand over, not one a tensor."""
+        rooms = [-(-tensor.nbytes // _ALIGNED) * _ALIGNED for tensor in _tensors(self)]
+        block = torch.empty(sum(rooms), dtype=torch.uint8).share_memory_()
+        parts = iter(block.split(rooms))
+
+        def moved(tensor: Tensor) -> Tensor:
+            return next(parts)[: tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+
+        return _changed(self, moved)
 
 
-def stack(samples: Sequence[Frames]) -> Frames:
-    """Join samples of one source along b, padding time with frames that are not present."""
-    longest = max(sample.time.shape[1] for sample in samples)
+def _tensors(value: Any) -> list[Tensor]:
+    """Every tensor in it, in the order in which `_changed` meets them."""
+    found: list[Tensor] = []
 
-    def padded(name: str) -> Tensor:
-        parts = []
-        for sample in samples:
-            value = getattr(sample, name)
-            missing = longest - value.shape[1]
-            parts.append(torch.cat([value, value.new_zeros(value.shape[0], missing, *value.shape[2:])], dim=1))
-        return torch.cat(parts)
+    def noted(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
 
-    return Frames(*(padded(field.name) for field in fields(Frames)))
+    _changed(value, noted)
+    return found
+
+
+def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same with every tensor in it changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: _changed(each, change) for key, each in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{each.name: _changed(getattr(value, each.name), change) for each in fields(value)})
+    return value
+
+
+def stack(samples: Sequence[Frames], longest: int = 0) -> Frames:
+    """Join samples of one source along b, padding time with frames that are not present, to at least `longest`."""
+    longest = max(longest, *(sample.time.shape[1] for sample in samples))
+    return Frames(*(_joined([getattr(s, each.name) for s in samples], longest) for each in fields(Frames)))
+
+
+def _joined(parts: Sequence[Tensor], longest: int) -> Tensor:
+    """Tensors (b, t, ...) of different t as one, padded with zeros."""
+    shape = (sum(len(part) for part in parts), longest, *parts[0].shape[2:])
+    out, row = parts[0].new_zeros(shape), 0
+    for part in parts:
+        out[row : row + len(part), : part.shape[1]] = part
+        row += len(part)
+    return out
+
+
+def join(samples: Sequence[Batch], longest: Mapping[str, int]) -> Batch:
+    """Batches as one; `longest` is the least number of frames that each input is padded to."""
+    first = samples[0]
+    inputs = {name: stack([sample.inputs[name] for sample in samples], longest.get(name, 0)) for name in first.inputs}
+    drops = {
+        name: _joined([sample.student.drops[name] for sample in samples], frames.time.shape[1])
+        for name, frames in inputs.items()
+    }
+    texts = [sample.text for sample in samples if sample.text is not None]
+    return Batch(
+        inputs=inputs,
+        targets={name: stack([sample.targets[name] for sample in samples]) for name in first.targets},
+        valid={name: torch.cat([sample.valid[name] for sample in samples]) for name in first.valid},
+        support=torch.cat([sample.support for sample in samples]),
+        apart=torch.cat([sample.apart for sample in samples]),
+        text=Text(*(torch.cat([getattr(t, each.name) for t in texts]) for each in fields(Text))) if texts else None,
+        gsd=first.gsd,
+        student=Student(drops, torch.cat([sample.student.valid for sample in samples])),
+    )
 
 
 def make_batch(
@@ -103,19 +171,21 @@ def make_batch(
     support: Int[Tensor, "b 2"],
     whole_support: float,
     generator: torch.Generator,
+    targets: int = 1,
 ) -> Batch:
-    """Hold one frame of each input source out as its target, and draw a valid period around it [paper eq. 3].
+    """Hold `targets` frames of each input out, draw a valid period around each [paper eq. 3], and draw the student.
 
     `alone` holds the one frame of each source that is a target and no input. All samples count as apart.
     """
-    inputs, targets = {}, {}
+    inputs, held = {}, {}
     for name, source in frames.items():
-        inputs[name], targets[name] = hold_out(source, generator)
-    targets |= alone
-    valid = {name: draw_valid(support, target.time[:, 0], whole_support, generator) for name, target in targets.items()}
+        inputs[name], held[name] = hold_out(source, targets, generator)
+    held |= alone
+    valid = {name: draw_valid(support, target.time, whole_support, generator) for name, target in held.items()}
     if "sentinel-1" in inputs:
         inputs["sentinel-1"] = with_gap(inputs["sentinel-1"], generator)
-    return Batch(inputs, targets, valid, support, torch.ones(len(support), dtype=torch.bool))
+    apart = torch.ones(len(support), dtype=torch.bool)
+    return Batch(inputs, held, valid, support, apart, student=perturb(inputs, support, generator))
 
 
 def with_gap(frames: Frames, generator: torch.Generator) -> Frames:
@@ -130,57 +200,58 @@ def with_gap(frames: Frames, generator: torch.Generator) -> Frames:
     return replace(frames, present=frames.present & ~gap[:, None], weight=frames.weight.masked_fill(gap[:, None], 0.0))
 
 
-def hold_out(frames: Frames, generator: torch.Generator) -> tuple[Frames, Frames]:
-    """Per sample, one frame with something clear in it, at random: (inputs without it, the frame alone).
+def hold_out(frames: Frames, count: int, generator: torch.Generator) -> tuple[Frames, Frames]:
+    """Per sample, `count` frames with something clear in them, at random: (inputs without them, these frames alone).
 
-    A sample without such a frame keeps all its inputs; its target has no weight.
+    Of a sample that has fewer, the other targets are not present and weigh nothing. Where a sample has two frames, one
+    stays in the inputs.
     """
-    clear = frames.weight.flatten(2).sum(-1) > 0
+    there, clear = frames.present.flatten(2).any(-1), frames.weight.flatten(2).sum(-1) > 0
     score = torch.rand(clear.shape, generator=generator).masked_fill(~clear, -1.0)
-    index = score.argmax(dim=1)
-    rows = torch.arange(len(index))
-    target = Frames(*(getattr(frames, field.name)[rows, index].unsqueeze(1) for field in fields(frames)))
-    chosen = torch.zeros_like(clear)
-    chosen[rows, index] = clear.any(dim=1)
-    return frames.without(chosen), target
+    index = score.argsort(dim=1, descending=True)[:, :count]
+    most = torch.minimum(clear.sum(1), (there.sum(1) - 1).clamp(min=1))
+    held = torch.arange(index.shape[1]) < most[:, None]
+    rows = torch.arange(len(index))[:, None]
+    targets = Frames(*(getattr(frames, each.name)[rows, index] for each in fields(frames))).without(~held)
+    return frames.without(torch.zeros_like(clear).scatter(1, index, held)), stack([targets], count)
 
 
 def draw_valid(
-    support: Int[Tensor, "b 2"], instant: Int[Tensor, " b"], whole: float, generator: torch.Generator
-) -> Int[Tensor, "b 2"]:
-    """Per sample a period inside the support, longer than four days, that holds the instant.
+    support: Int[Tensor, "b 2"], instant: Int[Tensor, "b k"], whole: float, generator: torch.Generator
+) -> Int[Tensor, "b k 2"]:
+    """For each instant a period inside the sample's support, longer than four days, that holds it.
 
     A share `whole` of them is the support itself, which is what users ask for most. An instant outside the support
     (the zero of a sample without a target) is moved to its start.
     """
-    first, last = support.unbind(1)
+    first, last = (edge[:, None].expand_as(instant) for edge in support.unbind(1))
     instant = torch.minimum(torch.maximum(instant, first), last - 1)
-    draw = torch.rand((3, len(instant)), generator=generator, dtype=torch.float64)
+    draw = torch.rand((3, *instant.shape), generator=generator, dtype=torch.float64)
     start = first + (draw[0] * (instant - first + 1).double()).long()
     earliest_end = torch.minimum(torch.maximum(instant + 1, start + _SHORTEST + 1), last)
     end = earliest_end + (draw[1] * (last - earliest_end + 1).double()).long()
     start = torch.maximum(torch.minimum(start, end - _SHORTEST - 1), first)
     all_of_it = draw[2] < whole
-    return torch.stack([torch.where(all_of_it, first, start), torch.where(all_of_it, last, end)], dim=1)
+    return torch.stack([torch.where(all_of_it, first, start), torch.where(all_of_it, last, end)], dim=-1)
 
 
-def perturb(batch: Batch, generator: torch.Generator) -> tuple[dict[str, Bool[Tensor, "b t"]], Int[Tensor, "b 2"]]:
+def perturb(inputs: Mapping[str, Frames], support: Int[Tensor, "b 2"], generator: torch.Generator) -> Student:
     """The frames that a student loses, and the valid period at which it meets its teacher; drawn per sample [paper S2].
 
     All of Landsat and all of Sentinel-1 go with probability 0.3 each. Then one of: 30% of Landsat, 30% of Sentinel-1
     and 50% of Sentinel-2 frames go, and the period is random; the later half of everything goes, and the period is that
     half; the same with the earlier half. The scattered drop never takes the last Sentinel-2 frame.
     """
-    first, last = batch.support.unbind(1)
+    first, last = support.unbind(1)
     count = len(first)
     kind = torch.randint(3, (count,), generator=generator)
     middle = first + (last - first) // 2
     anywhere = first + (torch.rand(count, generator=generator, dtype=torch.float64) * (last - first).double()).long()
-    valid = draw_valid(batch.support, anywhere, 0.0, generator)
+    valid = draw_valid(support, anywhere[:, None], 0.0, generator)[:, 0]
     valid = torch.where((kind == 1)[:, None], torch.stack([middle, last], 1), valid)
     valid = torch.where((kind == 2)[:, None], torch.stack([first, middle], 1), valid)
     drops = {}
-    for name, frames in batch.inputs.items():
+    for name, frames in inputs.items():
         share = 0.5 if name == "sentinel-2" else 0.3
         scattered = torch.rand(frames.time.shape, generator=generator) < share
         if name == "sentinel-2":
@@ -189,7 +260,7 @@ def perturb(batch: Batch, generator: torch.Generator) -> tuple[dict[str, Bool[Te
         drops[name] = torch.where((kind == 0)[:, None], scattered, torch.where((kind == 1)[:, None], later, ~later))
         if name in ("landsat", "sentinel-1"):
             drops[name] |= (torch.rand(count, generator=generator) < 0.3)[:, None]
-    return drops, valid
+    return Student(drops, valid)
 
 
 def _spared(frames: Frames, dropped: Bool[Tensor, "b t"], generator: torch.Generator) -> Bool[Tensor, "b t"]:

@@ -2,9 +2,13 @@
 
     runs/nano-001/
       model.safetensors    weights of the finished run
-      recipe.toml          the resolved recipe
+      recipe.toml          the resolved recipe, with the statistics that its inputs are standardised by
+      samples.parquet      where and when it learned, and what was held out
+      data.json            the cubes, and the run that it began from; written last of what training begins with
+      environment.json     versions, device, processes
       log.jsonl            a record per step
-      state/               the newest checkpoint: weights, optimiser, step
+      state/               the newest two checkpoints: weights and optimiser after a step
+      looks/, card.md      pictures by step, and the model card
 
 Owns the layout and its reading and writing. Weights are safetensors: opening somebody's model runs no code.
 """
@@ -16,6 +20,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,10 +29,12 @@ from torch import Tensor
 
 from aefcli import recipe as recipes
 from aefcli.errors import BadInput
-from aefcli.ledger import canonical, write_atomically
+from aefcli.ledger import write_atomically
 from aefcli.model import Model
+from aefcli.parallel import agreed, rank
 from aefcli.recipe import Recipe
-from aefcli.sources import statistics
+
+_KEPT = 2  # checkpoints
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,18 @@ class Run:
     @property
     def log(self) -> Path:
         return self.path / "log.jsonl"
+
+    @property
+    def states(self) -> Path:
+        return self.path / "state"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples.parquet"
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data.json"
 
     @property
     def recipe(self) -> Recipe:
@@ -61,13 +80,23 @@ def new_run(out: Path | None, recipe: Recipe) -> Run:
         out = Path("runs") / f"{recipe.name}-{max(taken, default=0) + 1:03d}"
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadInput(f"{out} exists and is not empty", "choose another --out")
-    (out / "state").mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "recipe.toml", recipe.to_toml().encode())
     return Run(out)
 
 
 def _number(path: Path, recipe: Recipe) -> re.Match[str] | None:
     return re.fullmatch(re.escape(recipe.name) + r"-(\d+)", path.name)
+
+
+def unfinished_run(out: Path | None, folder: Path = Path("runs")) -> Run:
+    """`out`, or the run that was begun last and has no weights yet."""
+    runs = [Run(path.parent) for path in folder.glob("*/data.json")] if out is None else [Run(out)]
+    runs = [run for run in runs if run.data.is_file() and (out or not run.weights.is_file())]
+    if not runs:
+        where = f"no unfinished run in {folder}" if out is None else f"no run at {out}"
+        raise BadInput(f"there is {where}", "train without --resume, or name the run by --out")
+    return max(runs, key=lambda run: (run.data.stat().st_mtime_ns, run.path.name))
 
 
 def newest_run(folder: Path = Path("runs")) -> Run:
@@ -86,29 +115,116 @@ def open_run(path: Path) -> Run:
 
 
 def save_weights(path: Path, model: Model, recipe: Recipe, step: int) -> None:
-    metadata = {
-        "recipe": recipe.to_toml(),
-        "recipe_hash": recipe.hash,
-        "statistics": canonical(_statistics(recipe)),
-        "step": str(step),
-    }
-    tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
-    write_atomically(path, save(tensors, metadata))
+    """Those of a finished run, by the first process; all of them must call."""
+    tensors = _whole(model)
+    if rank() == 0:
+        metadata = {"recipe": recipe.to_toml(), "recipe_hash": recipe.hash, "step": str(step)}
+        write_atomically(path, save(_plain(tensors), metadata))
 
 
-def save_state(run: Run, model: Model, optimiser: torch.optim.Optimizer, recipe: Recipe, step: int) -> None:
-    """The newest checkpoint, written aside and renamed: one file, so that its parts cannot disagree."""
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    names = [name for name, _ in model.named_parameters()]
-    for index, state in optimiser.state_dict()["state"].items():
-        tensors |= {f"adam.{names[index]}.{key}": torch.as_tensor(value) for key, value in state.items()}
-    metadata = {"recipe_hash": recipe.hash, "step": str(step)}
-    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    write_atomically(run.path / "state" / "checkpoint.safetensors", save(contiguous, metadata))
+def save_state(run: Run, recipe: Recipe, model: Model, optimiser: torch.optim.Optimizer, step: int) -> None:
+    """A checkpoint, by the first process; all of them must call. One file, so that its parts cannot disagree, written
+    aside and renamed; the newest two are kept.
+
+    It holds all that a run goes on from: what is drawn hangs on the recipe's seed and the step.
+    """
+    tensors = {f"model.{name}": tensor for name, tensor in _whole(model).items()}
+    for name, state in _adam(model, optimiser)["state"].items():
+        tensors |= {f"adam.{name}.{key}": torch.as_tensor(value) for key, value in state.items()}
+    if rank() > 0:
+        return
+    plain = _plain(tensors)
+    metadata = {"recipe_hash": recipe.hash, "step": str(step), "checksum": _checksum(plain)}
+    run.states.mkdir(exist_ok=True)
+    write_atomically(run.states / f"{step:08d}.safetensors", save(plain, metadata))
+    for old in sorted(run.states.glob("*.safetensors"))[:-_KEPT]:
+        old.unlink()
 
 
-def _statistics(recipe: Recipe) -> dict[str, object]:
-    return {name: bands for name, bands in statistics().items() if name in (*recipe.data.sources, *recipe.data.targets)}
+def restore(run: Run, recipe: Recipe, model: Model, optimiser: torch.optim.Optimizer) -> int:
+    """Bring both to the newest checkpoint that is whole; its step, or 0 where there is none. The log ends there too."""
+    found = agreed(newest_state(run, recipe) if rank() == 0 else None)
+    if found is None:
+        return 0
+    tensors, step = found
+    weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
+    states: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("adam."):
+            parameter, key = name.removeprefix("adam.").rsplit(".", 1)
+            states.setdefault(parameter, {})[key] = tensor
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
+
+    whole = StateDictOptions(full_state_dict=True)
+    adam = {"state": states, "param_groups": _adam(model, optimiser)["param_groups"]}
+    set_state_dict(model, optimiser, model_state_dict=weights, optim_state_dict=adam, options=whole)
+    for parameter, state in optimiser.state.items():  # fused Adam goes through memory: laid out as the weights are
+        for key, value in state.items():
+            if value.shape == parameter.shape:
+                state[key] = torch.empty_like(parameter).copy_(value)
+    if rank() == 0:
+        _cut_log(run, step)
+    return step
+
+
+def newest_state(run: Run, recipe: Recipe) -> tuple[dict[str, Tensor], int] | None:
+    """The tensors and the step of the newest checkpoint that is whole. Refuses one of another recipe."""
+    for path in sorted(run.states.glob("*.safetensors"), reverse=True):
+        try:
+            tensors, metadata = _read(path)
+        except BadInput:
+            continue
+        if metadata.get("checksum") != _checksum(tensors):
+            continue
+        if metadata["recipe_hash"] != recipe.hash:
+            raise BadInput(
+                f"{path} was made by recipe {metadata['recipe_hash']}, not {recipe.hash}",
+                "train a new run without --resume",
+            )
+        return tensors, int(metadata["step"])
+    return None
+
+
+# torch's own way to whole tensors, in one process, under DDP and under FSDP; its import takes a second.
+
+
+def _whole(model: Model) -> dict[str, Any]:
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def _adam(model: Model, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+
+    return get_optimizer_state_dict(model, optimiser, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    """CRC-32C of all bytes in the order of the names."""
+    import google_crc32c
+
+    found = 0
+    for name in sorted(tensors):
+        raw = tensors[name].contiguous().flatten().view(torch.uint8).numpy()
+        found = google_crc32c.extend(found, raw.tobytes())
+    return f"{found:08x}"
+
+
+def _cut_log(run: Run, step: int) -> None:
+    """Without the records after a step, and without a line that was cut off."""
+    kept = [line for line in records(run) if line["step"] <= step]
+    write_atomically(run.log, "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+
+def records(run: Run) -> list[dict[str, Any]]:
+    """The log, without a last line that was cut off."""
+    lines = run.log.read_text().splitlines(keepends=True) if run.log.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def build(recipe: Recipe) -> Model:
@@ -120,15 +236,34 @@ def build(recipe: Recipe) -> Model:
     return model
 
 
+def build_from(run: Run, recipe: Recipe) -> Model:
+    """The recipe's network with a finished run's weights, as far as both have a part: fresh stems, decoders and heads
+    of the summariser where it has a source that the run had not. Refuses sizes that differ.
+    """
+    for name, size in recipe.model.model_dump().items():
+        if name not in ("text", "kappa") and (other := getattr(run.recipe.model, name)) != size:
+            raise BadInput(
+                f"{run.path} has model.{name} = {other}, the recipe {size}", f"give --set model.{name}={other}"
+            )
+    model, old = build(recipe), load(run).state_dict()
+    new = model.state_dict()
+    lean = "summariser.lean"
+    theirs = run.recipe.data.sources
+    for row, name in enumerate(recipe.data.sources):
+        if name in theirs:
+            new[lean][row] = old[lean][theirs.index(name)]
+    same = {
+        name: tensor for name, tensor in old.items() if name != lean and name in new and new[name].shape == tensor.shape
+    }
+    model.load_state_dict(new | same)
+    return model
+
+
 def load(run: Run) -> Model:
     """The trained network of a finished run, in eval mode; refuses weights that do not fit its recipe."""
     recipe = run.recipe
     model = build(recipe)
-    tensors, metadata = _read(run.weights)
-    if metadata.get("statistics") != canonical(_statistics(recipe)):
-        raise BadInput(
-            f"{run.weights} was trained with other statistics of its sources", "train again with this version"
-        )
+    tensors, _ = _read(run.weights)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if wanted != given:

@@ -85,7 +85,7 @@ def embed(
             for tile in [tile for tile in work if _unit(tile) in set(todo)]:
                 if progress:
                     progress(len(work) - len(todo) + written, len(work))
-                vectors, observed = embed_tile(model, recipe.embed, cube, names, tile, periods, device)
+                vectors, observed = embed_tile(model, recipe, cube, names, tile, periods, device)
                 files = field.write(build.store, tile, field.quantise(vectors, axis=1), observed)
                 build.record(_unit(tile), files)
                 empty += float(np.isnan(vectors[:, 0]).mean())
@@ -138,7 +138,7 @@ def _same_year(cube: Period, valid: Period) -> bool:
 
 def embed_tile(
     model: Model,
-    sizes: Embed,
+    recipe: Recipe,
     cube: Cube,
     names: Sequence[str],
     tile: Tile,
@@ -150,14 +150,14 @@ def embed_tile(
 
     With `wanted`, a mask of the tile's pixels, patches that hold none of them are left NaN.
     """
-    height, width = tile.shape
+    (height, width), sizes = tile.shape, recipe.embed
     out = np.full((len(periods), field.DIMENSIONS, height, width), np.nan, dtype="float32")
     observed = {name: np.zeros((len(periods), height, width), dtype="uint16") for name in names}
     supports = [support_of(cube.period, period) for period in periods]
     for support in dict.fromkeys(supports):
         chosen = [index for index, own in enumerate(supports) if own == support]
         valid = [periods[index] for index in chosen]
-        frames = read_tile(cube, names, tile, support, sizes)
+        frames = read_tile(cube, names, tile, support, recipe)
         for name, source in frames.items():
             for index, period in zip(chosen, valid, strict=True):
                 observed[name][index] = _count(source, sizes.halo, tile, period)
@@ -171,12 +171,13 @@ def embed_tile(
     return out, observed
 
 
-def read_tile(cube: Cube, names: Sequence[str], tile: Tile, support: Period, sizes: Embed) -> dict[str, Frames]:
+def read_tile(cube: Cube, names: Sequence[str], tile: Tile, support: Period, recipe: Recipe) -> dict[str, Frames]:
     """Every frame of the support over the tile and its halo, out to whole patches; one read per tile."""
-    step, halo = sizes.patch - 2 * sizes.halo, sizes.halo
+    step, halo = recipe.embed.patch - 2 * recipe.embed.halo, recipe.embed.halo
     rows, columns = (-(-extent // step) * step + 2 * halo for extent in tile.shape)
     around = Tile(tile.top - halo, tile.left - halo, tile.top - halo + rows, tile.left - halo + columns)
-    return {name: window(cube, name, around, in_period(cube.sources[name], support)) for name in names}
+    given = recipe.statistics
+    return {name: window(cube, name, around, in_period(cube.sources[name], support), given) for name in names}
 
 
 def _count(source: Frames, halo: int, tile: Tile, period: Period | None) -> np.ndarray:
@@ -237,6 +238,6 @@ def at_points(
             continue
         wanted = np.zeros(tile.shape, dtype=bool)
         wanted[rows[here] - tile.top, columns[here] - tile.left] = True
-        vectors, _ = embed_tile(model, recipe.embed, cube, names, tile, periods, device, wanted)
+        vectors, _ = embed_tile(model, recipe, cube, names, tile, periods, device, wanted)
         out[here] = vectors[:, :, rows[here] - tile.top, columns[here] - tile.left].transpose(2, 0, 1)
     return out

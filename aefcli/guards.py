@@ -381,7 +381,8 @@ def _patches(
         cell = cells[index]
         around = Tile(cell.top - halo, cell.left - halo, cell.top - halo + size, cell.left - halo + size)
         core = (slice(halo, halo + cell.shape[0]), slice(halo, halo + cell.shape[1]))
-        frames = {name: window(cube, name, around, in_period(cube.sources[name], support)) for name in names}
+        given = plan.statistics
+        frames = {name: window(cube, name, around, in_period(cube.sources[name], support), given) for name in names}
         if _clear(frames, core).any():
             yield frames, core
 

@@ -141,7 +141,7 @@ def build(
     key = digest(asked)
     home = records_of(store)
     if home.exists():  # another writer is found before the catalog is asked
-        with _lock(home / "lock", store):
+        with locked(home / "lock", store):
             if (home / "old").exists():
                 _recover(store, home)
     aside = _choose(store, home, asked, key, overwrite)
@@ -150,7 +150,7 @@ def build(
     content = None if begun and begun["key"] == key else plan()
     with _writing(home):
         home.mkdir(parents=True, exist_ok=True)
-    with _lock(home / "lock", store):
+    with locked(home / "lock", store):
         if _choose(store, home, asked, key, overwrite) != aside:
             raise Locked(f"{store} was written by another process meanwhile", "run the same command again")
         current = Build(records / "store" if aside else store, records, key)
@@ -223,7 +223,7 @@ def reopen(store: Path) -> Iterator[Build]:
     if record is None or not record.finished:
         raise BadInput(f"{store} is no finished store with its records", "run the command that made it again")
     home = records_of(store)
-    with _lock(home / "lock", store):
+    with locked(home / "lock", store):
         build = Build(store, home, digest(dict(record.request)))
         _enter(build, dict(record.request), None)
         yield build
@@ -327,7 +327,8 @@ def _writing(place: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _lock(path: Path, store: Path) -> Iterator[None]:
+def locked(path: Path, store: Path) -> Iterator[None]:
+    """The lock file of a store held; raises Locked where another process holds it."""
     with _writing(path):
         handle = path.open("a")
     with handle:

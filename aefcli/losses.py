@@ -2,7 +2,8 @@
 
 Owns which pixels of a target are decoded, the errors of reconstruction (L1, the smallest L1 over shifts, cross-entropy,
 each at the spacing that its source asks for), batch uniformity, teacher-student consistency, the text term, and their
-sum. Each is a mean over what is valid.
+sum. Each is a mean over what is valid in the batch of all processes; a process gives its share, and their sum is the
+mean.
 
 Decoders need not answer everywhere. A target is cut into cells: single pixels, or, where a source is re-gridded, the
 squares that both sides are averaged over. Cells are drawn with replacement in proportion to their clear area, so the
@@ -21,6 +22,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from aefcli.parallel import gathered, own, rank, rolled
+from aefcli.parallel import total as of_all
 from aefcli.recipe import Loss
 
 _TINY = 1e-30  # below every weight, and yet its logarithm is finite
@@ -42,7 +45,7 @@ class Cells:
         """Of an error per cell and band, over the bands that each scene has and the clear area of all samples."""
         share = self.clear[:, None] * bands
         each = (self.weight[..., None] * torch.where(bands[:, None], error, 0.0)).sum(1)
-        return (share * each).sum() / share.sum().clamp(min=_TINY)
+        return (share * each).sum() / of_all(share.sum()).clamp(min=_TINY)
 
 
 def at(image: Shaped[Tensor, "b c h w"], index: Int[Tensor, "b m k"]) -> Shaped[Tensor, "b m k c"]:
@@ -72,8 +75,10 @@ def cells(
     if drawn is None or drawn >= area.shape[1]:
         share = area / clear.clamp(min=_TINY)[:, None]
     else:
-        chances = torch.where(clear[:, None] > 0, area, 1.0)  # a sample with nothing clear has no share in the mean
-        chosen = torch.multinomial(chances, drawn, replacement=True, generator=generator)
+        # By place in the running sum, so that the numbers drawn do not hang on what is clear.
+        place = own(lambda rows: torch.rand(rows, drawn, generator=generator, device=generator.device), b)
+        sums = area.double().cumsum(-1)
+        chosen = torch.searchsorted(sums, place.double() * sums[:, -1:], right=True).clamp(max=area.shape[1] - 1)
         index, part = (values.gather(1, chosen[..., None].expand(-1, -1, index.shape[-1])) for values in (index, part))
         area, share = area.gather(1, chosen), torch.full_like(chosen, 1, dtype=part.dtype) / drawn
     return Cells(index, part / area.clamp(min=_TINY)[..., None], share, clear)
@@ -87,7 +92,7 @@ def _spans(
     if side >= length:  # coarser than the patch: its one value is averaged over all of it
         return torch.arange(length, device=device).expand(count, 1, -1), torch.ones(count, 1, length, device=device)
     reach = math.ceil(side)
-    offset = torch.randint(reach, (count, 1), generator=generator, device=device)
+    offset = own(lambda rows: torch.randint(reach, (rows, 1), generator=generator, device=device), count)
     low = torch.arange(math.ceil((length + reach - 1) / side), device=device) * side - offset
     within = torch.arange(reach + (reach != side), device=device)
     pixel = low.floor().long()[..., None] + within
@@ -135,7 +140,7 @@ def shifted_l1(
     each = (clear * error).sum(1) / overlap.clamp(min=_TINY)  # b s
     best = each.masked_fill(overlap * 2 < overlap.amax(1, keepdim=True), torch.inf).amin(1)
     share = over.clear * bands.sum(-1)
-    return (share * best).sum() / share.sum().clamp(min=_TINY)
+    return (share * best).sum() / of_all(share.sum()).clamp(min=_TINY)
 
 
 def cross_entropy(logits: Float[Tensor, "b m k c"], classes: Int[Tensor, "b h w"], over: Cells) -> Float[Tensor, ""]:
@@ -158,9 +163,9 @@ def uniformity(
     Pairs that share ground, where `apart` is False, take no part. Pixels are never mixed: rolling over flattened pixels
     would push neighbours apart. 0.100 for uniform vectors on S^63, 1 on collapse.
     """
-    both = seen & seen.roll(1, dims=0) & apart[:, None, None]
-    cosine = (u * u.roll(1, dims=0)).sum(1).abs()
-    return torch.where(both, cosine, 0.0).sum() / both.sum().clamp(min=1)
+    both = seen & rolled(seen) & apart[:, None, None]
+    cosine = (u * rolled(u)).sum(1).abs()
+    return torch.where(both, cosine, 0.0).sum() / of_all(both.sum()).clamp(min=1)
 
 
 def consistency(
@@ -168,7 +173,7 @@ def consistency(
 ) -> Float[Tensor, ""]:
     """Mean (1 - <teacher, student>) / 2 where both saw something. No stop-gradient: both are the same parameters."""
     distance = (1 - (teacher * student).sum(1)) / 2
-    return torch.where(seen, distance, 0.0).sum() / seen.sum().clamp(min=1)
+    return torch.where(seen, distance, 0.0).sum() / of_all(seen.sum()).clamp(min=1)
 
 
 def contrastive(
@@ -178,24 +183,29 @@ def contrastive(
 
     `scale` is the inverse temperature: with logits in [-1, 1] the term would hardly train.
     """
-    logits = scale * (text[:, None] * place).sum(-1)  # no matrix product: autocast would round it
-    pairs = torch.arange(len(there), device=there.device)
-    each = sum(
-        F.cross_entropy(way.masked_fill(~there, -1 / _TINY), pairs, reduction="none") for way in (logits, logits.T)
-    )
-    return torch.where(there, each / 2, 0.0).sum() / there.sum().clamp(min=1)
+    others, pairs = gathered(there), rank() * len(there) + torch.arange(len(there), device=there.device)
+    each = torch.zeros_like(place[:, 0])
+    for one, other in ((text, gathered(place)), (place, gathered(text))):
+        logits = scale * (one[:, None] * other).sum(-1)  # no matrix product: autocast would round it
+        each = each + F.cross_entropy(logits.masked_fill(~others, -1 / _TINY), pairs, reduction="none")
+    return torch.where(there, each / 2, 0.0).sum() / of_all(there.sum()).clamp(min=1)
 
 
 def total(
-    errors: Mapping[str, Tensor], weights: Mapping[str, float], others: Mapping[str, Tensor], loss: Loss
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted sum, and its parts by name, unweighted: an error per source, then the other terms.
+    errors: Mapping[str, Tensor],
+    weights: Mapping[str, float],
+    there: Mapping[str, Bool[Tensor, ""]],
+    others: Mapping[str, Tensor],
+    loss: Loss,
+) -> Float[Tensor, ""]:
+    """The weighted sum. `others` holds `uniformity`, `consistency` and, with text, `text`.
 
-    `others` holds `uniformity`, `consistency` and, with text, `text`. |M| is the number of sources that the batch has,
-    those in `errors`: our choice.
+    |M| is the number of sources that the batch has, those of `errors` that are `there`: our choice. What it lacks has
+    no error, and is no perfect reconstruction.
     """
     whole = torch.stack([getattr(loss, name) * term for name, term in others.items()]).sum()
     if errors:
-        mean = torch.stack([weights[name] * error for name, error in errors.items()]).mean()
-        whole = whole + loss.reconstruction * mean
-    return whole, {**errors, **others}
+        has = torch.stack([there[name] for name in errors])
+        each = torch.stack([weights[name] * error for name, error in errors.items()])
+        whole = whole + loss.reconstruction * torch.where(has, each, 0.0).sum() / has.sum().clamp(min=1)
+    return whole

@@ -7,7 +7,10 @@ one that it does. Numbers of the paper: method.md sections 3-9.
 
 from __future__ import annotations
 
+import difflib
+import re
 import tomllib
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,22 +26,30 @@ Positive = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Dtype = Literal["float32", "bfloat16"]
 Multiple16 = Annotated[int, Field(gt=0, multiple_of=16)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Strings = Annotated[tuple[str, ...], Field(strict=False)]  # TOML has lists; their items stay strict
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Data(_Table):
     """What training reads. `frames[i]` is the most frames taken of `sources[i]` per sample."""
 
-    sources: tuple[str, ...]  # inputs, and targets too
-    frames: tuple[Positive, ...]
-    targets: tuple[str, ...]  # sources that are decoded alone
+    sources: Strings  # inputs, and targets too
+    frames: Annotated[tuple[Positive, ...], Field(strict=False)]
+    targets: Strings  # sources that are decoded alone
     patch: Multiple16  # side of what the model sees, in pixels of the cube
+    windows: Positive  # places of a patch drawn per site
+    site: Multiple16  # side of a site in pixels: windows lie inside one, validation takes whole ones
+    validation: Annotated[float, Field(ge=0, le=0.5)]  # share of sites held out
+    workers: Annotated[int, Field(ge=0)]  # processes that read; 0: a thread of the one that trains
 
     @model_validator(mode="after")
     def _matching(self) -> Data:
+        if self.site < self.patch:
+            raise ValueError(f"site = {self.site} is smaller than patch = {self.patch}")
         for name in (*self.sources, *self.targets):
             if name not in SOURCES:
                 raise ValueError(str(unknown("source", name, SOURCES)))
@@ -94,6 +105,7 @@ class Loss(_Table):
     text: Weight
     pixels: Positive  # decoded per sample and source; where a source is re-gridded, whole cells of about as many
     whole_support: Annotated[float, Field(ge=0, le=1)]  # share of valid periods that are the support; our choice
+    targets: Positive  # frames of each input source held out per sample; the paper's is 1
 
 
 class Train(_Table):
@@ -107,8 +119,11 @@ class Train(_Table):
     dtype: Dtype  # of what autocast may round; weights and losses stay float32
     checkpointing: bool  # keep the states between blocks and compute what lies between again
     compile: bool  # the operators, by torch.compile
-    save_every: Positive
-    seed: int
+    accumulate: Positive  # micro-batches to a step, of `batch` samples each over all processes
+    shard: bool  # weights and Adam's state over the processes (FSDP) rather than whole in each (DDP)
+    save_every: Positive  # steps between checkpoints
+    look_every: Positive  # steps between looks: pictures and measures on held-out sites
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Embed(_Table):
@@ -125,8 +140,15 @@ class Embed(_Table):
         return self
 
 
+class Moments(_Table):
+    """Mean and standard deviation of a source's bands, in the order of its row in `sources`, of transformed values."""
+
+    mean: Annotated[tuple[Finite, ...], Field(strict=False)]
+    std: Annotated[tuple[Annotated[Finite, Field(gt=0)], ...], Field(strict=False)]
+
+
 class Recipe(_Table):
-    """The whole experiment."""
+    """The whole experiment. A run's recipe has statistics for all that it standardises; others may leave them out."""
 
     name: str
     data: Data
@@ -134,6 +156,19 @@ class Recipe(_Table):
     loss: Loss
     train: Train
     embed: Embed
+    statistics: dict[str, Moments] = {}  # by source; those that are missing here are measured before training
+
+    @model_validator(mode="after")
+    def _measured(self) -> Recipe:
+        for name, moments in self.statistics.items():
+            if name not in SOURCES:
+                raise ValueError(str(unknown("source", name, SOURCES)))
+            if SOURCES[name].kind != "continuous":
+                raise ValueError(f"statistics.{name}: a {SOURCES[name].kind} source has no mean")
+            wanted, given = len(SOURCES[name].bands), (len(moments.mean), len(moments.std))
+            if given != (wanted, wanted):
+                raise ValueError(f"statistics.{name} has {given[0]} means and {given[1]} stds for {wanted} bands")
+        return self
 
     @model_validator(mode="after")
     def _text(self) -> Recipe:
@@ -147,7 +182,11 @@ class Recipe(_Table):
         return digest(self.model_dump(mode="json"))[:12]
 
     def to_toml(self) -> str:
-        return tomli_w.dumps(self.model_dump(mode="json"))
+        return tomli_w.dumps(self.model_dump(mode="json", exclude=None if self.statistics else {"statistics"}))
+
+    def flat(self) -> dict[str, Any]:
+        """Every value by its dotted name, as in `train.lr`; statistics by source, as in `statistics.landsat`."""
+        return dict(_flat(self.model_dump(mode="json")))
 
     def replace(self, **tables: dict[str, Any]) -> Recipe:
         """The recipe with some values changed, as in `replace(train={"steps": 10})`; checked anew."""
@@ -157,18 +196,61 @@ class Recipe(_Table):
         return check(whole, "the changed recipe")
 
 
+def _flat(whole: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for table, values in whole.items():
+        if isinstance(values, dict):
+            yield from ((f"{table}.{key}", value) for key, value in values.items())
+        else:
+            yield table, values
+
+
+def with_values(recipe: Recipe, words: Sequence[str]) -> Recipe:
+    """The recipe with some values set, as in `train.lr=1e-4`; all are set before it is checked anew.
+
+    What stands after the = is a TOML value; a bare word may go without its quotes. A key named twice has its last
+    value. Raises BadInput for an unknown key, with the nearest, for what is no TOML and for what the recipe refuses.
+    """
+    whole, known = recipe.model_dump(mode="json"), recipe.flat()
+    for word in words:
+        key, given, text = (part.strip() for part in word.partition("="))
+        table, _, name = key.rpartition(".")
+        if not given:
+            raise BadInput(f"--set {word!r} sets nothing", "write --set table.key=value, such as train.lr=1e-4")
+        if key not in known and not (table == "statistics" and name):
+            near = [one for one in known if one.rpartition(".")[2] == key] or difflib.get_close_matches(key, known, 1)
+            guess = f"did you mean {near[0]}? " if near else ""
+            raise BadInput(f"unknown key of a recipe {key!r}", f"{guess}`aef recipe show {recipe.name}` has them all")
+        (whole[table] if table else whole)[name] = _value(key, text)
+    return check(whole, f"recipe {recipe.name} with --set")
+
+
+def _value(key: str, text: str) -> Any:
+    """A TOML value, or a bare word."""
+    if re.fullmatch(r"(?!(true|false|inf|nan)$)[A-Za-z][A-Za-z0-9_.-]*", text):
+        return text
+    try:
+        found = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        found = {}
+    if list(found) != ["value"]:
+        raise BadInput(f"--set {key}={text} is no TOML value", 'write 1e-4, true, "text" or [1, 2]')
+    return found["value"]
+
+
 def load(name: str) -> Recipe:
     """The recipe of that name, or in that TOML file. Refuses, in one line, what it does not understand."""
     known = names()
     if name in known:
-        text, where = (folder() / f"{name}.toml").read_text(), f"recipe {name}"
+        file = folder() / f"{name}.toml"
     elif name.endswith(".toml") or "/" in name:
-        if not Path(name).is_file():
+        if not (file := Path(name)).is_file():
             raise BadInput(f"there is no recipe file {name}", f"known recipes: {', '.join(known)}")
-        text, where = Path(name).read_text(), f"recipe {name}"
     else:
         raise unknown("recipe", name, known, "or the path of a .toml file")
-    return parse(text, where)
+    try:
+        return parse(file.read_text("utf-8"), f"recipe {name}")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"recipe {name} is no text", "give a TOML file") from error
 
 
 def parse(text: str, where: str) -> Recipe:
@@ -183,7 +265,8 @@ def check(tables: dict[str, Any], where: str) -> Recipe:
     try:
         return Recipe.model_validate(tables)
     except ValidationError as error:
-        raise _explain(error.errors()[0], where) from error
+        # A misspelt key is two mistakes, of which the one with the nearest name says more.
+        raise _explain(min(error.errors(), key=lambda one: one["type"] != "extra_forbidden"), where) from error
 
 
 def folder() -> Path:
@@ -201,11 +284,13 @@ def _explain(error: Any, where: str) -> BadInput:
     path = [str(part) for part in error["loc"]]
     if error["type"] == "extra_forbidden":
         table: Any = Recipe
-        for part in path[:-1]:
-            table = table.model_fields[part].annotation
-        return unknown(f"key of {where}", ".".join(path), [".".join([*path[:-1], key]) for key in table.model_fields])
+        if len(path) > 1:
+            table = Moments if path[0] == "statistics" else Recipe.model_fields[path[0]].annotation
+        known = table.model_fields
+        return unknown(f"key of {where}", ".".join(path), [".".join([*path[:-1], key]) for key in known])
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "missing":
         return BadInput(f"{where} lacks {'.'.join(path)}")
     shown = "" if error["type"] == "value_error" else f" = {error['input']!r}"
-    return BadInput(f"{where}: {'.'.join(path)}{shown}: {message[0].lower()}{message[1:]}")
+    at = f"{'.'.join(path)}{shown}: " if path else ""
+    return BadInput(f"{where}: {at}{message[0].lower()}{message[1:]}")

@@ -321,6 +321,23 @@ WORDS = {"ascending": 1.0, "descending": -1.0, "right": 1.0, "left": -1.0}
 INPUTS = tuple(name for name, source in SOURCES.items() if source.role == "input+target")
 
 
+# Whose the data are and what they may be used for, in a line. Catalogs that process them anew may ask for more.
+LICENCES: dict[str, str] = {
+    "sentinel-2": "Copernicus Sentinel terms: free and open; say 'contains modified Copernicus Sentinel data'",
+    "sentinel-1": "Copernicus Sentinel terms: free and open; say 'contains modified Copernicus Sentinel data'",
+    "landsat": "public domain; credit the U.S. Geological Survey",
+    "palsar-2": "JAXA's terms for the ALOS and ALOS-2 products; credit JAXA",
+    "era5-land": "terms of the Copernicus Climate Change Service: free; credit it",
+    "gedi": "NASA open data; citation asked for",
+    "grace": "NASA open data; citation asked for",
+    "glo-30": "licence of the Copernicus DEM: free; say that it was produced using Copernicus WorldDEM-30",
+    "nlcd": "public domain; credit the U.S. Geological Survey",
+    "cdl": "public domain; credit USDA NASS",
+    "worldcover": "CC BY 4.0; credit the ESA WorldCover project",
+    "text": "those of whoever wrote the texts",
+}
+SIMULATED = "CC0: made up by aef simulate"
+
 # What differs where a collection has something else under a source's name. Top-of-atmosphere reflectance is brighter
 # in blue and has no scene classification; means and deviations are rounded guesses, as those of the targets.
 _TOA = {"B02": (7.20, 0.45), "B03": (7.05, 0.50), "B04": (6.90, 0.65), "B08": (7.80, 0.45), "B11": (7.40, 0.60)}

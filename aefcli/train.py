@@ -1,87 +1,122 @@
 """The training loop, as a generator of records.
 
-Owns the step (teacher, student, decoders, the sum of losses), the schedule and when checkpoints are written. Source:
-method.md sections 8 and 9.
+Owns the step (teacher, student, decoders, the sum of losses), the schedule, how the step is laid over processes, and
+when checkpoints are written and looks taken. What a step draws hangs on the seed, the step and the micro-batch alone,
+so that a run that was cut off goes on as if it had not been. Source: method.md sections 8 and 9.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
 
-from aefcli import checkpoint, losses
-from aefcli.batch import Batch, Frames, Text, perturb
-from aefcli.checkpoint import Run
-from aefcli.cube import Cube
+from aefcli import checkpoint, losses, parallel
+from aefcli.batch import Batch, Frames, Text
 from aefcli.errors import Diverged
 from aefcli.model import Model, sample_vmf
 from aefcli.recipe import Recipe, Train
-from aefcli.sample import batches
+from aefcli.sample import batches, validation
 from aefcli.sources import SOURCES, Source
+from aefcli.start import Start, environment
+from aefcli.watch import Look, collapse, look
 
-if TYPE_CHECKING:
-    from aefcli.text import Texts
+LOOKED = 4  # held-out batches that a look is taken at
 
 
 @dataclass(frozen=True)
 class Record:
-    """One step: its losses by name (reconstructions in sigmas), the rate and the seconds it took."""
+    """One step: its losses by name (reconstructions in sigmas), the rate, the norm of the gradient, and its pace."""
 
     step: int
     loss: float
     parts: dict[str, float]
     lr: float
+    norm: float
     seconds: float
+    wait: float  # share of the seconds in which no batch was at hand
+    frames: float  # that the teacher read per second, of all processes
+    look: Look | None = None
+    warning: str = ""
+
+    def line(self) -> dict[str, object]:
+        """The record as the log has it."""
+        told = {name: value for name, value in vars(self).items() if name not in ("look", "warning")}
+        return told | ({"look": self.look.numbers} if self.look else {})
 
 
-def train(
-    run: Run, recipe: Recipe, cubes: Sequence[Cube], device: torch.device, texts: Texts | None = None
-) -> Iterator[Record]:
-    """Train a fresh model of the recipe on the cubes and leave its weights in the run. Yields after every step.
+def train(start: Start, device: torch.device, stop: Callable[[], bool] = lambda: False) -> Iterator[Record]:
+    """Train, and leave the weights in the run; go on from its newest checkpoint where it has one. Yields after every
+    step.
 
-    Raises Diverged, with the last good checkpoint kept, when the loss or its gradient is no longer finite.
+    Once `stop` answers yes in any process, all end after the step that they are at, with a checkpoint. Raises Diverged,
+    with the last good checkpoint kept, when the loss or its gradient is no longer finite.
     """
-    model = checkpoint.build(recipe).to(device).train()
+    run, recipe = start.run, start.recipe
+    # On a CPU sums have one order, and a run that goes on ends in the same bits.
+    torch.use_deterministic_algorithms(device.type == "cpu")
+    model = start.model().to(device).train()
     model.checkpointing = recipe.train.checkpointing
+    if model.text is not None and start.texts is None:
+        model.text.requires_grad_(False)
     if recipe.train.compile:
         model.compile_operators()
-    optimiser = torch.optim.Adam(model.parameters(), lr=recipe.train.lr)
-    draws = torch.Generator().manual_seed(recipe.train.seed)
-    noise = torch.Generator(device).manual_seed(recipe.train.seed)
-    stream = batches(cubes, recipe, recipe.train.seed, texts=texts)
-    for step in range(1, recipe.train.steps + 1):
-        began = time.perf_counter()
-        rate = schedule(step, recipe.train)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        batch = next(stream)
-        drops, period = perturb(batch, draws)
-        lost = {name: dropped.to(device) for name, dropped in drops.items()}
-        loss, parts = objective(model, batch.to(device), lost, period.to(device), recipe, noise)
-        if not math.isfinite(loss.item()):
-            raise Diverged(f"the loss is {loss.item()} at step {step}", f"lower train.lr ({recipe.train.lr:g})")
-        optimiser.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.train.clip)
-        if not norm.isfinite():
-            raise Diverged(f"the gradient is {norm.item()} at step {step}", f"lower train.lr ({recipe.train.lr:g})")
-        optimiser.step()
-        if model.text is not None:
-            model.text.bound()
-        if step % recipe.train.save_every == 0:
-            checkpoint.save_state(run, model, optimiser, recipe, step)
-        numbers = {name: part.item() for name, part in parts.items()}
-        record = Record(step, loss.item(), numbers, rate, time.perf_counter() - began)
-        checkpoint.append_record(run, vars(record))
-        yield record
+    step_of = _laid_out(model, recipe, device)
+    optimiser = torch.optim.Adam(model.parameters(), lr=recipe.train.lr, fused=True)
+    done = checkpoint.restore(run, recipe, model, optimiser)
+    data = start.cubes, start.samples, recipe
+    held = validation(*data, LOOKED, texts=start.texts)
+    looks: list[dict[str, float]] = []
+    dealt = {"rank": parallel.rank(), "world": parallel.size(), "texts": start.texts}
+    stream = batches(*data, first=done + 1, **dealt)
+    with closing(stream):
+        for step in range(done + 1, recipe.train.steps + 1):
+            began = time.perf_counter()
+            for group in optimiser.param_groups:
+                group["lr"] = schedule(step, recipe.train)
+            optimiser.zero_grad()
+            sums, waited, frames = _gradients(step_of, stream, step, recipe, device)
+            loss = sums.pop("loss")
+            if not math.isfinite(loss):
+                raise _diverged(f"the loss is {loss}", step, recipe)
+            norm = _clipped(model, recipe.train.clip)
+            if not math.isfinite(norm):
+                raise _diverged(f"the gradient is {norm}", step, recipe)
+            optimiser.step()
+            if model.text is not None:
+                model.text.bound()
+            spent = time.perf_counter() - began
+            numbers = {name: part for name, part in sums.items() if not math.isnan(part)}
+            pace = waited / spent, frames / spent
+            seen = None
+            if step % recipe.train.look_every == 0 or step == recipe.train.steps:
+                seen = look(model, held, recipe, device)
+                looks.append(seen.numbers)
+            ending = bool(parallel.total(torch.tensor(float(stop()), device=device)))
+            if (ending or step % recipe.train.save_every == 0) and step < recipe.train.steps:
+                checkpoint.save_state(run, recipe, model, optimiser, step)
+            warning = (collapse(looks) or "") if seen else ""
+            record = Record(step, loss, numbers, schedule(step, recipe.train), norm, spent, *pace, seen, warning)
+            if parallel.rank() == 0:
+                checkpoint.append_record(run, record.line())
+            yield record
+            if ending and step < recipe.train.steps:
+                return
     checkpoint.save_weights(run.weights, model, recipe, recipe.train.steps)
+    if parallel.rank() == 0:
+        spent = sum(record["seconds"] for record in checkpoint.records(run))
+        environment(run, device, recipe.train.steps * recipe.train.accumulate * recipe.train.batch, spent)
+
+
+def _diverged(what: str, step: int, recipe: Recipe) -> Diverged:
+    return Diverged(f"{what} at step {step}", f"lower train.lr ({recipe.train.lr:g})")
 
 
 def schedule(step: int, train: Train) -> float:
@@ -91,43 +126,136 @@ def schedule(step: int, train: Train) -> float:
     return train.lr * (train.steps - step + 1) / max(1, train.steps - train.warmup)
 
 
-def objective(
-    model: Model,
-    batch: Batch,
-    drops: Mapping[str, Bool[Tensor, "b t"]],
-    period: Int[Tensor, "b 2"],
-    recipe: Recipe,
-    noise: torch.Generator,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Equation 3 on one batch. One encode serves all targets of the teacher; one the student, who lost `drops`, at
-    `period`. Everything on the generator's device.
+# --- processes --------------------------------------------------------------------------------------------------------
+
+
+class _Step(nn.Module):
+    """The objective as a module, which is what DDP wraps."""
+
+    def __init__(self, model: Model, recipe: Recipe) -> None:
+        super().__init__()
+        self.model, self.recipe = model, recipe
+
+    def forward(self, batch: Batch, noise: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        return objective(self.model, batch, self.recipe, noise)
+
+
+def _laid_out(model: Model, recipe: Recipe, device: torch.device) -> nn.Module:
+    """The step over all processes: weights whole in each (DDP), or in shares (FSDP), each block by itself."""
+    step = _Step(model, recipe)
+    if parallel.size() == 1:
+        return step
+    if recipe.train.shard:
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+        for block in model.blocks:
+            fully_shard(block)
+        fully_shard(model)
+        for method in ("encode", "summarise", "decode"):
+            register_fsdp_forward_method(model, method)
+        return step
+    from torch.nn.parallel import DistributedDataParallel
+
+    return DistributedDataParallel(step, device_ids=[device.index] if device.type == "cuda" else None)
+
+
+def _gradients(
+    step_of: nn.Module, stream: Iterator[Batch], step: int, recipe: Recipe, device: torch.device
+) -> tuple[dict[str, float], float, int]:
+    """Those of the mean over the micro-batches: (loss and its parts over all processes, seconds waited, frames read).
+
+    A process has its share of a loss, and DDP and FSDP take the mean of the gradients: so they are scaled.
     """
-    student = {name: frames.without(drops[name]) for name, frames in batch.inputs.items()}
+    times, world = recipe.train.accumulate, parallel.size()
+    sums: dict[str, Tensor] = {}
+    waited, frames = 0.0, torch.zeros((), dtype=torch.int64, device=device)
+    for micro in range(times):
+        began = time.perf_counter()
+        batch = next(stream).to(device)
+        waited += time.perf_counter() - began
+        with _unsynced(step_of) if micro < times - 1 else nullcontext():
+            loss, parts = step_of(batch, _noise(recipe.train.seed, step, micro, device))
+            (loss * world / times).backward()
+        for name, value in {"loss": loss, **parts}.items():
+            sums[name] = sums.get(name, 0) + value.detach() / times
+        frames += sum(each.present.flatten(2).any(-1).sum() for each in batch.inputs.values())
+    told = parallel.total(torch.stack([*sums.values(), frames.double()])).tolist()  # the one wait for the device
+    return dict(zip(sums, told, strict=False)), waited, int(told[-1])
+
+
+def _unsynced(step_of: nn.Module):  # type: ignore[no-untyped-def]
+    """Gradients of this micro-batch stay in the process; FSDP hands them round each time, which is the same sum."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    return step_of.no_sync() if isinstance(step_of, DistributedDataParallel) else nullcontext()
+
+
+def _noise(seed: int, step: int, micro: int, device: torch.device) -> torch.Generator:
+    (state,) = np.random.SeedSequence([seed, step, micro]).generate_state(1, np.uint64)
+    return torch.Generator(device).manual_seed(int(state >> np.uint64(1)))
+
+
+def _clipped(model: Model, most: float) -> float:
+    """Clip the gradient to that norm; what it was."""
+    norm = nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], most)
+    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+
+# --- the objective ----------------------------------------------------------------------------------------------------
+
+
+def objective(
+    model: Model, batch: Batch, recipe: Recipe, noise: torch.Generator
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    """Equation 3 on one batch: (loss, its terms unweighted by name; nan for a source that the batch lacks).
+
+    One encode serves all targets of the teacher; one the student, who lost what `batch.student` says. Everything on
+    the generator's device. In several processes each has its share of the loss and of its terms.
+    """
+    student = {name: frames.without(batch.student.drops[name]) for name, frames in batch.inputs.items()}
+    period = batch.student.valid
     with torch.autocast(noise.device.type, torch.bfloat16, enabled=recipe.train.dtype == "bfloat16"):
         encoded, student_encoded = model.encode(batch.inputs), model.encode(student)
-        asked = [*batch.valid.values(), *([batch.text.valid] if batch.text else []), period]
-        fields = model.summarise(encoded, torch.stack(asked, dim=1)).unbind(1)
+        asked = [*batch.valid.values(), *([batch.text.valid[:, None]] if batch.text else []), period[:, None]]
+        fields = model.summarise(encoded, torch.cat(asked, dim=1)).split([each.shape[1] for each in asked], dim=1)
         shown = model.summarise(student_encoded, period[:, None])[:, 0]
-        errors = {}
+        errors, there = {}, {}
         for name, field in zip(batch.valid, fields, strict=False):
-            source, target = SOURCES[name], batch.targets[name]
-            weight = target.weight[:, 0] * encoded.seen
-            if not weight.any():
-                continue  # a source that the batch lacks is no perfect one
-            side = max(1.0, source.regrid / batch.gsd)
-            cells = losses.cells(weight, noise, side=side, pixels=recipe.loss.pixels)
-            drawn = sample_vmf(losses.at(field, cells.index).flatten(1, 2), recipe.model.kappa, noise)
-            answer = model.decode(name, drawn, target.time[:, 0], batch.valid[name], target.meta[:, 0])
-            predicted = answer.to(field.dtype).unflatten(1, cells.index.shape[1:])
-            errors[name] = mismatch(source, predicted, target, weight, cells, int(source.shift // batch.gsd))
-        both = encoded.seen & student_encoded.seen
+            errors[name], there[name] = _error(model, name, field, encoded.seen, batch, recipe, noise)
+        each = [one for field in fields for one in field.unbind(1)]
         others = {
-            "uniformity": torch.stack([losses.uniformity(field, encoded.seen, batch.apart) for field in fields]).mean(),
-            "consistency": losses.consistency(fields[-1], shown, both),
+            "uniformity": torch.stack([losses.uniformity(one, encoded.seen, batch.apart) for one in each]).mean(),
+            "consistency": losses.consistency(each[-1], shown, encoded.seen & student_encoded.seen),
         }
-        if batch.text is not None and batch.text.there.sum() > 1:  # one text alone is told from no other
-            others["text"] = captioned(model, batch.text, fields[-2], encoded.seen)
-    return losses.total(errors, {name: SOURCES[name].weight for name in errors}, others, recipe.loss)
+        told = torch.tensor(True, device=noise.device)
+        if batch.text is not None:
+            others["text"] = captioned(model, batch.text, fields[-2][:, 0], encoded.seen)
+            told = parallel.total(batch.text.there.sum()) > 1  # one text alone is told from no other
+    loss = losses.total(errors, {name: SOURCES[name].weight for name in errors}, there, others, recipe.loss)
+    lacking = there | ({"text": told} if batch.text is not None else {})
+    parts = {**errors, **others}
+    return loss, parts | {name: torch.where(has, parts[name], torch.nan) for name, has in lacking.items()}
+
+
+def _error(
+    model: Model,
+    name: str,
+    field: Float[Tensor, "b k d h w"],
+    seen: Bool[Tensor, "b h w"],
+    batch: Batch,
+    recipe: Recipe,
+    noise: torch.Generator,
+) -> tuple[Float[Tensor, ""], Bool[Tensor, ""]]:
+    """How far a source's targets are from what the decoder makes of their fields, and whether there is any target."""
+    source, target, valid = SOURCES[name], batch.targets[name].rows(), batch.valid[name].flatten(0, 1)
+    weight = target.weight[:, 0] * seen.repeat_interleave(field.shape[1], 0)
+    side = max(1.0, source.regrid / batch.gsd)
+    cells = losses.cells(weight, noise, side=side, pixels=recipe.loss.pixels)
+    drawn = sample_vmf(losses.at(field.flatten(0, 1), cells.index).flatten(1, 2), recipe.model.kappa, noise)
+    answer = model.decode(name, drawn, target.time[:, 0], valid, target.meta[:, 0])
+    predicted = answer.to(field.dtype).unflatten(1, cells.index.shape[1:])
+    error = mismatch(source, predicted, target, weight, cells, int(source.shift // batch.gsd))
+    return error, parallel.total((weight > 0).sum()) > 0
 
 
 def mismatch(

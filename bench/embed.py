@@ -70,7 +70,7 @@ def encoder(cube: Cube, run: checkpoint.Run) -> float:
     """Seconds for the patches of the field alone, their frames in memory."""
     model, plan, seconds = checkpoint.load(run), run.recipe, 0.0
     for tile in tiles(cube.shape, field.CHUNK):
-        frames = embed.read_tile(cube, embed.readable(cube, plan), tile, PERIOD, plan.embed)
+        frames = embed.read_tile(cube, embed.readable(cube, plan), tile, PERIOD, plan)
         for part, _, _ in embed.patches(frames, tile, plan.embed):
             began = time.perf_counter()
             embed.encode_patch(model, part, [PERIOD], CPU, plan.embed.dtype)

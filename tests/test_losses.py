@@ -304,10 +304,12 @@ def test_total_weighs_its_terms() -> None:
     errors = {"a": torch.tensor(1.0), "b": torch.tensor(3.0)}
     others = {"uniformity": torch.tensor(0.4), "consistency": torch.tensor(0.2), "text": torch.tensor(2.0)}
     loss = toy_recipe().loss
-    whole, named = losses.total(errors, {"a": 1.0, "b": 0.5}, others, loss)
+    there = {"a": torch.tensor(True), "b": torch.tensor(True)}
+    whole = losses.total(errors, {"a": 1.0, "b": 0.5}, there, others, loss)
     assert whole.item() == pytest.approx(1.25 + 0.05 * 0.4 + 0.02 * 0.2 + 0.001 * 2)
-    assert list(named) == ["a", "b", "uniformity", "consistency", "text"]
-    assert losses.total({}, {}, {"uniformity": torch.tensor(0.4)}, loss)[0].item() == pytest.approx(0.02)
+    lacking = losses.total(errors, {"a": 1.0, "b": 0.5}, {**there, "b": torch.tensor(False)}, others, loss)
+    assert lacking.item() == pytest.approx(1.0 + 0.05 * 0.4 + 0.02 * 0.2 + 0.001 * 2)
+    assert losses.total({}, {}, {}, {"uniformity": torch.tensor(0.4)}, loss).item() == pytest.approx(0.02)
 
 
 def test_gradients_of_every_term_equal_finite_differences() -> None:

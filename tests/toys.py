@@ -30,9 +30,9 @@ def toy_recipe(**tables: dict[str, object]) -> recipe.Recipe:
         "decoder": 32,
     }
     small = {
-        "data": {"frames": [6, 4, 4], "patch": 32},
+        "data": {"frames": [6, 4, 4], "patch": 32, "windows": 4, "site": 48},
         "model": model,
-        "train": {"steps": 3, "batch": 2, "warmup": 1, "save_every": 2},
+        "train": {"steps": 3, "batch": 2, "warmup": 1, "save_every": 2, "look_every": 2},
         "embed": {"patch": 48, "halo": 8},
     }
     plan = recipe.load("nano").replace(**small)

@@ -119,7 +119,7 @@ def read(
 
 def _clear(source: CubeSource, stored: np.ndarray, weight: np.ndarray, at: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """Values (n, bands, t) of some pixels of a window (t, bands, h, w); NaN where not clear."""
-    values, there = normalise(stored[:, :, at[0], at[1]][..., None], source, np.arange(len(stored)))
+    values, there = normalise(stored[:, :, at[0], at[1]][..., None], source, np.arange(len(stored)), {})
     seen = there[..., 0] & (weight[:, at[0], at[1]] > 0)
     clear = seen[:, None] & source.delivered[:, :, None]
     return np.ascontiguousarray(np.where(clear, values[..., 0], np.float32(np.nan)).transpose(2, 1, 0))

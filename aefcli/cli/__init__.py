@@ -6,12 +6,13 @@
     scores    eval
     maps      map
     show      info, plot
+    recipes   recipe list, show, validate, diff
 
 A command stands beside the helpers that it alone uses.
 """
 
 # The order of these imports is the order of the commands in `aef --help`: that of a user's day.
-from aefcli.cli import cubes, models, scores, maps, show  # isort: skip
+from aefcli.cli import cubes, models, scores, maps, show, recipes  # isort: skip
 from aefcli.cli.app import main
 
-__all__ = ["cubes", "main", "maps", "models", "scores", "show"]
+__all__ = ["cubes", "main", "maps", "models", "recipes", "scores", "show"]

@@ -40,6 +40,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print the output path alone.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output made by another request.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.", min=0)]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A value instead of the recipe's, as train.lr=1e-4; repeat."),
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...")]
 
 CUBE_HINT = "aef fetch --stac ... --bbox ... --period ... makes one"
@@ -178,6 +182,29 @@ def note(*texts: str) -> None:
 
 
 @contextmanager
+def stopping(seconds: float = 8.0) -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C or SIGTERM came. What asks has some seconds to come to an end; then it is ended where it is."""
+    came: list[int] = []
+
+    def ended(number: int, frame: object) -> None:
+        if number == signal.SIGALRM or came:
+            raise SystemExit(128 + (came[0] if came else number))
+        came.append(number)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    before = [signal.signal(number, ended) for number in numbers]
+    try:
+        yield lambda: bool(came)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    if came:
+        raise SystemExit(128 + came[0])
+
+
+@contextmanager
 def bar(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar with an ETA on stderr when it is a terminal; silent otherwise."""
     if _quiet() or not sys.stderr.isatty():
@@ -284,7 +311,8 @@ def main() -> NoReturn:
     # 3.3 s otherwise; on an idle machine 1.08 s against 0.96 s.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     warnings.filterwarnings("ignore", module="rasterio|odc|affine|stackstac")
-    for command in app.registered_commands:
+    groups = (group.typer_instance for group in app.registered_groups)
+    for command in [each for one in (app, *groups) if one for each in one.registered_commands]:
         command.cls = _Command
     try:
         result = typer.main.get_command(app)(standalone_mode=False)

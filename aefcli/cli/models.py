@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import deque
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,20 +17,27 @@ from aefcli.cli.app import (
     Overwrite,
     Quiet,
     Result,
+    Set,
     app,
     bar,
     device_of,
     must_exist,
     note,
     on_disk,
+    stopping,
 )
 from aefcli.errors import BadInput
 from aefcli.extent import Period
 
 if TYPE_CHECKING:
+    import torch
+
     from aefcli.cube import Cube
-    from aefcli.recipe import Recipe
+    from aefcli.start import Start
     from aefcli.text import Texts
+    from aefcli.train import Record
+
+_TELL = 10.0  # seconds between two lines of training
 
 
 @app.command(epilog="Example: aef text captions.csv --model models/all-MiniLM-L6-v2")
@@ -55,61 +63,104 @@ def text(
     return Result("text", [done.path], figures)
 
 
-@app.command(epilog="Example: aef train cube.zarr --recipe nano --steps 100")
+@app.command(epilog="Example: aef train cube.zarr --recipe nano --set train.steps=100")
 def train(
     cubes: Annotated[
         list[Path] | None, typer.Argument(metavar="[CUBE ...]", help="Cubes; by default cube.zarr.")
     ] = None,
-    recipe: Annotated[str, typer.Option("--recipe", help="A recipe's name, or a TOML file.")] = "nano",
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="A recipe's name, or a TOML file; by default nano.")
+    ] = None,
+    set_: Set = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Steps instead of the recipe's.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="The run; by default the next runs/<recipe>-NNN.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed instead of the recipe's.", min=0)] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The run; by default the next runs/<recipe>-NNN.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest unfinished run, or --out's.")] = False,
+    from_: Annotated[Path | None, typer.Option("--from", help="A finished run whose weights to begin with.")] = None,
+    samples: Annotated[Path | None, typer.Option("--samples", help="A table by aef samples, or a run's.")] = None,
     text: Annotated[
         Path | None, typer.Option("--text", help="Text vectors that aef text made; by default the cubes' own.")
     ] = None,
     device: Device = "auto",
     json_: Json = False,
     quiet: Quiet = False,
-) -> Result:
-    """Train a model on cubes; writes a run with its weights, recipe and log."""
+) -> Result | int:
+    """Train a model on cubes; writes a run with its weights, recipe, log, pictures and card."""
     on_disk("--out", out)
+    if resume and (from_ or samples):
+        raise BadInput("--resume goes on with what the run began with", "leave --from and --samples out")
+    must_exist([path for path in (from_, samples, text) if path], "give one that exists")
+    must_exist(cubes or [], CUBE_HINT)
+    from aefcli import checkpoint, parallel
     from aefcli import recipe as recipes
+    from aefcli.start import begin, go_on
 
-    changes = {key: value for key, value in {"steps": steps, "seed": seed}.items() if value is not None}
-    plan = recipes.load(recipe).replace(train=changes)
-    must_exist(paths := cubes or [Path("cube.zarr")], CUBE_HINT)
-    from aefcli import checkpoint
+    run, old = checkpoint.unfinished_run(out) if resume else None, checkpoint.open_run(from_) if from_ else None
+    known = run or old
+    changes = list(set_ or [])
+    changes += [f"train.{key}={value}" for key, value in (("steps", steps), ("seed", seed)) if value is not None]
+    base = recipes.load(recipe or "nano") if recipe or known is None else known.recipe
+    plan = recipes.with_values(base, changes)
+    opened, told = _opened(cubes, [] if run else [Path("cube.zarr")]), _texts(text)
+    with parallel.joined(device_of(device)) as where:
+        if run:
+            start = go_on(run, opened, plan, told)
+        else:
+            start = begin(out, opened, plan, old=old, samples=samples, texts=told)
+        return _steps(start, where)
+
+
+def _opened(given: list[Path] | None, usual: list[Path]) -> list[Cube]:
     from aefcli.cube import open_cube
-    from aefcli.sample import check
+
+    must_exist(paths := given or usual, CUBE_HINT)
+    return [open_cube(path) for path in paths]
+
+
+def _texts(path: Path | None) -> Texts | None:
+    from aefcli.text import read
+
+    return read(path) if path else None
+
+
+def _steps(start: Start, device: torch.device) -> Result | int:
+    """Train, telling of it, and finish the run's folder; in all but the first process nothing is told."""
+    from aefcli import card, ledger, parallel
+    from aefcli.report.run import look_png
     from aefcli.train import train as run_steps
 
-    opened, where = [open_cube(path) for path in paths], device_of(device)
-    check(opened, plan)
-    told = _told(text, plan, opened) if text or "text" in plan.data.targets else None
-    run = checkpoint.new_run(out, plan)
-    began, last = time.monotonic(), None
-    with bar("training") as progress:
-        for last in run_steps(run, plan, opened, where, told):
-            progress(last.step, plan.train.steps)
-            if last.step % 20 == 0 or last.step == plan.train.steps:
-                parts = " ".join(f"{name} {value:.3f}" for name, value in last.parts.items())
-                note(f"step {last.step}/{plan.train.steps}  loss {last.loss:.4f}  {parts}  {last.seconds:.2f} s/step")
-    assert last is not None
-    figures = {"steps": last.step, "loss": last.loss, "parts": last.parts, "seconds": time.monotonic() - began}
-    return Result("train", [run.path], {**figures, "recipe": plan.hash})
+    run, steps = start.run, start.recipe.train.steps
+    if parallel.rank() > 0:
+        with stopping() as stop:
+            deque(run_steps(start, device, stop), maxlen=0)
+        return 0
+    note(*start.notes)
+    began, told, last = time.monotonic(), 0.0, None
+    with ledger.locked(run.path / "lock", run.path), bar("training") as progress, stopping() as stop:
+        for record in run_steps(start, device, stop):
+            first, last = (record.step - 1 if last is None else first), record
+            progress(record.step, steps)
+            if record.look:
+                look_png(record.look, run.path / "looks" / f"{record.step:08d}.png")
+            if record.warning:
+                note(f"warning: {record.warning}")
+            if record.look or record.step == steps or time.monotonic() - told > _TELL:
+                told = time.monotonic()
+                left = (told - began) / (record.step - first) * (steps - record.step)
+                note(f"step {record.step}/{steps}  {_told(record)}  ETA {timedelta(seconds=round(left))}")
+    card.write(run)
+    figures: dict[str, Any] = {"recipe": start.recipe.hash, "steps": steps, "seconds": time.monotonic() - began}
+    if last is not None:
+        figures |= {"loss": last.loss, "parts": last.parts, "look": last.look.numbers if last.look else {}}
+    return Result("train", [run.path], figures)
 
 
-def _told(path: Path | None, recipe: Recipe, cubes: Sequence[Cube]) -> Texts | None:
-    """The text vectors of a table, else those that the cubes hold, checked against the recipe and the cubes."""
-    from aefcli.text import check, held, read
-
-    texts = read(path) if path else held(cubes)
-    if texts is None:
-        note(f"the recipe {recipe.name} has text among its targets, but neither --text nor the cubes hold any")
-        return None
-    count = check(texts, recipe, cubes)
-    note(f"{count} of {len(texts)} texts lie on the cubes")
-    return texts
+def _told(record: Record) -> str:
+    """A step in one line: losses, rate, pace, how long the data kept it waiting, and what a look showed."""
+    parts = " ".join(f"{name} {value:.3f}" for name, value in record.parts.items())
+    pace = f"{record.seconds:.2f} s/step  {record.frames:.0f} frames/s  waiting {100 * record.wait:.0f}%"
+    seen = "".join(f"  {name} {value:.3f}" for name, value in record.look.numbers.items()) if record.look else ""
+    return f"loss {record.loss:.4f}  {parts}  lr {record.lr:.1e}  {pace}{seen}"
 
 
 @app.command(epilog="Example: aef embed cube.zarr --period 2023-01:2023-12 --period 2023-06")

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aefcli.cli.app import Json, Quiet, Result, app, cores, lines, must_exist, on_disk
-from aefcli.errors import BadInput, unknown
+from aefcli.cli.recipes import named
+from aefcli.errors import BadInput
 
 if TYPE_CHECKING:
     from aefcli.cube.about import About, SourceAbout
-    from aefcli.recipe import Recipe
 
 
 @app.command(epilog="Example: aef info cube.zarr; aef info base --frames 16")
@@ -43,7 +43,7 @@ def info(
         return Result("info", [], found.as_dict(), _holdings(found))
     from aefcli import cost
 
-    recipe = _recipe(what)
+    recipe = named(what, "cube, run or recipe")
     most = dict(zip(recipe.data.sources, recipe.data.frames, strict=True))
     work = cost.split(frames or sum(most.values()), most)
     counts = cost.parameters(recipe.model, recipe.data.sources, recipe.data.targets)
@@ -55,22 +55,6 @@ def info(
 def _is_store(path: Path) -> bool:
     """Whether a path means a store rather than a run, a recipe's name or a TOML file."""
     return path.suffix == ".zarr" or (path / "zarr.json").is_file()
-
-
-def _recipe(name: str) -> Recipe:
-    """The recipe of that name, in that TOML file, or in that run's folder."""
-    from aefcli import recipe as recipes
-
-    known, run = recipes.names(), Path(name)
-    if name in known or name.endswith(".toml"):
-        return recipes.load(name)
-    if not run.is_dir():
-        raise unknown("cube, run or recipe", name, known, "or a run's folder, or the path of a .toml file")
-    if not (run / "recipe.toml").is_file():
-        inside = next(iter(sorted(run.glob("*.zarr"))), None)
-        hint = f"name one of the stores in it, such as {inside}" if inside else "aef train makes one"
-        raise BadInput(f"{run} is no run: it has no recipe.toml", hint)
-    return recipes.load(str(run / "recipe.toml"))
 
 
 def _costs(name: str, frames: Mapping[str, int], counts: Mapping[str, int], flops: Mapping[str, int]) -> list[str]:
@@ -148,28 +132,38 @@ def _months(found: About) -> list[str]:
 
 @app.command(epilog="Example: aef plot cube.zarr --out look.png")
 def plot(
-    store: Annotated[Path, typer.Argument(metavar="[CUBE|FIELD]", help="A cube or an embedding field.")] = Path(
-        "cube.zarr"
-    ),
-    out: Annotated[Path | None, typer.Option("--out", help="The picture; by default beside the store.")] = None,
+    store: Annotated[
+        Path, typer.Argument(metavar="[CUBE|FIELD|RUN]", help="A cube, an embedding field or a run's folder.")
+    ] = Path("cube.zarr"),
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The picture; by default beside the store, or in the run.")
+    ] = None,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> Result:
-    """Draw a cube as a calendar of its frames above quick-looks, or an embedding field as colours: a PNG."""
+    """Draw a cube as a calendar of its frames above quick-looks, a field as colours, a run as its curves: a PNG."""
     if out and out.suffix.lower() != ".png":
         raise BadInput(f"--out {out} is no .png file", "name one, such as --out look.png")
     on_disk("--out", out)
-    must_exist([store], "aef fetch makes a cube, aef embed a field")
+    must_exist([store], "aef fetch makes a cube, aef embed a field, aef train a run")
     from aefcli import report
     from aefcli.cube import open_cube
+    from aefcli.report.page import destination
 
     family = _family(store)
     if family == "embedding-field":
         picture = report.preview(store, out)
     elif family == "datacube":
         picture = report.picture(open_cube(store), out, workers=cores())
+    elif (store / "recipe.toml").is_file():
+        from aefcli.checkpoint import Run
+
+        family = "run"
+        picture = report.curves_png(Run(store), destination(store, out or store / "curves.png"))
     else:
-        raise BadInput(f"{store} is neither a cube nor an embedding field", "aef fetch and aef embed make them")
+        raise BadInput(
+            f"{store} is neither a cube, nor an embedding field, nor a run", "aef fetch, embed and train make them"
+        )
     return Result("plot", [picture], {"drawn": family})
 
 

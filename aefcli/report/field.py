@@ -56,10 +56,10 @@ def _colours(codes: np.ndarray) -> np.ndarray:
     vectors = moved.reshape(-1, moved.shape[-1])
     valid = np.flatnonzero((vectors != NODATA).all(axis=1) & vectors.any(axis=1))
     # By blocks: decoded vectors take four times the room of their codes.
-    return _painted(len(vectors), valid, lambda at: dequantise(vectors[at])).reshape(*moved.shape[:-1], 4)
+    return painted(len(vectors), valid, lambda at: dequantise(vectors[at])).reshape(*moved.shape[:-1], 4)
 
 
-def _painted(count: int, valid: np.ndarray, vectors: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def painted(count: int, valid: np.ndarray, vectors: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """RGBA uint8 (count, 4): three components of the `vectors` at `valid`, stretched; alpha 0 elsewhere."""
     from sklearn.decomposition import PCA
 
@@ -92,7 +92,7 @@ def view(vectors: Vectors, time: int = 0) -> View:
         found = vectors.window(tile, time)[:, top * step - tile.top :: step, left * step - tile.left :: step]
         values[top : top + found.shape[1], left : left + found.shape[2]] = np.moveaxis(found, 0, -1)
     flat = values.reshape(-1, vectors.dimensions)
-    rgba = _painted(len(flat), np.flatnonzero(np.isfinite(flat).all(axis=1)), lambda at: flat[at])
+    rgba = painted(len(flat), np.flatnonzero(np.isfinite(flat).all(axis=1)), lambda at: flat[at])
     rgb = np.where(rgba[:, 3:] > 0, rgba[:, :3], np.uint8(_BLANK)).reshape(*values.shape[:2], 3)
     return View(
         title=f"{vectors.name}, {_title(vectors.periods[time])}",

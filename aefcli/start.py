@@ -1,0 +1,169 @@
+"""How a run begins and how it goes on: from cubes and a recipe, or from its folder, to all that training asks for.
+
+Owns what is settled before the first step (samples, statistics, texts, weights to begin from) and written into the
+run: `train` finds it the same at every start, in every process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aefcli import checkpoint, parallel, sample
+from aefcli.checkpoint import Run
+from aefcli.cube import Cube, open_cube
+from aefcli.errors import BadInput
+from aefcli.ledger import write_atomically
+from aefcli.recipe import Recipe
+from aefcli.sample import Samples
+
+if TYPE_CHECKING:
+    import torch
+
+    from aefcli.model import Model
+    from aefcli.text import Texts
+
+
+@dataclass(frozen=True)
+class Start:
+    """All that training asks for."""
+
+    run: Run
+    recipe: Recipe  # resolved: with the statistics of all that it standardises
+    cubes: Sequence[Cube]
+    samples: Samples
+    texts: Texts | None = None
+    notes: tuple[str, ...] = ()
+
+    def model(self) -> Model:
+        """The weights before the first step: of the run that this one began from, or fresh ones."""
+        old = _data(self.run)["from"]
+        if old is None:
+            return checkpoint.build(self.recipe)
+        run = checkpoint.open_run(Path(old["path"]))
+        if checkpoint.identity(run) != old["model"]:
+            raise BadInput(f"{run.path} is not the run that {self.run.path} began from", "train a new run")
+        return checkpoint.build_from(run, self.recipe)
+
+
+def begin(
+    out: Path | None,
+    cubes: Sequence[Cube],
+    recipe: Recipe,
+    *,
+    old: Run | None = None,
+    samples: Path | None = None,
+    texts: Texts | None = None,
+) -> Start:
+    """A new run in `out`, by default the next runs/<recipe>-NNN.
+
+    Samples are drawn unless a table of them is given. Statistics are the recipe's; of sources that it has none for,
+    those of the run that it begins from; else those of the training samples. The first process does all of it.
+    """
+    if parallel.rank() > 0:
+        return go_on(Run(parallel.agreed(None)), cubes, texts=texts)
+    sample.check(cubes, recipe)
+    notes, texts = _told(texts, recipe, cubes)
+    if old is not None:
+        recipe = recipe.replace(statistics={**_dumped(old.recipe), **_dumped(recipe)})
+        checkpoint.build_from(old, recipe)  # refused before anything is written
+    table = Samples.load(samples, cubes, recipe) if samples else sample.draw(cubes, recipe, texts)
+    measured = sample.measure(cubes, table, recipe)
+    recipe = recipe.replace(statistics={name: moments.model_dump(mode="json") for name, moments in measured.items()})
+    run = checkpoint.new_run(out, recipe)
+    table.save(run.samples)
+    data = {
+        "cubes": [_about(cube) for cube in cubes],
+        "samples": {split: len(table.of(split)) for split in ("train", "validation")} | {"sites": len(set(table.site))},
+        "from": old and {"path": str(old.path.resolve()), "model": checkpoint.identity(old)},
+    }
+    write_atomically(run.data, json.dumps(data, indent=1).encode())  # last: with it the run can be gone on with
+    parallel.agreed(run.path)
+    return Start(run, recipe, cubes, table, texts, notes)
+
+
+def go_on(
+    run: Run, cubes: Sequence[Cube] | None = None, recipe: Recipe | None = None, texts: Texts | None = None
+) -> Start:
+    """What `begin` made of a run, from its folder. Cubes and recipe, where they are given, must be the run's."""
+    known, data = run.recipe, _data(run)
+    if recipe is not None and (odd := _difference(known, recipe)):
+        raise BadInput(f"{run.path} was begun with {odd}", "leave --recipe and --set out, or train a new run")
+    cubes = cubes or [open_cube(Path(about["path"])) for about in data["cubes"]]
+    if [cube.key for cube in cubes] != [about["key"] for about in data["cubes"]]:
+        raise BadInput(
+            f"{run.path} was begun on other cubes than {', '.join(str(cube.path) for cube in cubes)}",
+            f"it was {', '.join(about['path'] for about in data['cubes'])}",
+        )
+    notes, texts = _told(texts, known, cubes)
+    return Start(run, known, cubes, Samples.load(run.samples, cubes, known), texts, notes)
+
+
+def environment(run: Run, device: torch.device, samples: int, seconds: float) -> None:
+    """Write what a run was made with: versions, device, processes, samples that it saw, seconds that its steps took."""
+    from importlib.metadata import version
+
+    import torch
+
+    about = {
+        "aef": version("aefcli"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores",
+        "processes": parallel.size(),
+        "threads": torch.get_num_threads(),
+        "samples_seen": samples,
+        "seconds": round(seconds, 1),
+    }
+    write_atomically(run.path / "environment.json", json.dumps(about, indent=1).encode())
+
+
+def _data(run: Run) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(run.data.read_text())
+    return found
+
+
+def _about(cube: Cube) -> dict[str, Any]:
+    collections = dict(cube.attrs.get("aef:request", {}).get("collections", {}))
+    return {
+        "path": str(cube.path.resolve()),
+        "key": cube.key,
+        "crs": str(cube.grid.crs),
+        "shape": list(cube.shape),
+        "gsd": abs(cube.grid.resolution.x),
+        "period": [cube.period.start, cube.period.end],
+        "sources": {
+            name: {"frames": len(source.times), "collections": [collections[name]] if name in collections else []}
+            for name, source in cube.sources.items()
+        },
+    }
+
+
+def _dumped(recipe: Recipe) -> dict[str, Any]:
+    return {name: moments.model_dump(mode="json") for name, moments in recipe.statistics.items()}
+
+
+def _difference(known: Recipe, given: Recipe) -> str:
+    """Where two recipes differ, but for statistics that one of them leaves to be measured."""
+    ours, theirs = known.flat(), given.replace(statistics=_dumped(known) | _dumped(given)).flat()
+    return "; ".join(f"{key} = {ours.get(key)}, not {value}" for key, value in theirs.items() if ours.get(key) != value)
+
+
+def _told(texts: Texts | None, recipe: Recipe, cubes: Sequence[Cube]) -> tuple[tuple[str, ...], Texts | None]:
+    """The texts given, else those that the cubes hold, checked against the recipe and the cubes; and what to say."""
+    from aefcli.text import check, held
+
+    if texts is None and "text" not in recipe.data.targets:
+        return (), None
+    texts = texts or held(cubes)
+    if texts is None:
+        return (
+            f"the recipe {recipe.name} has text among its targets, but neither --text nor the cubes hold any",
+        ), None
+    count = check(texts, recipe, cubes)
+    return (f"{count} of {len(texts)} texts lie on the cubes",), texts

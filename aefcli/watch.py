@@ -1,0 +1,292 @@
+"""Looks at a model in training: measures and pictures on batches that do not change.
+
+Owns what a look measures, and when it warns of a collapse. It draws nothing but by generators of its own, so that
+training goes on as if nobody had looked, and it reaches across no processes. Source: method.md sections 5, 6 and 8.
+
+    l1/<source>      error of held-out frames in sigmas, decoded from mean directions; cross-entropy/<source> of classes
+    median/<source>  the same, at the same pixels, of the pixel's median over the clear frames of the inputs
+    uniformity       mean |cosine| of whole supports at places apart, at the same pixel; 1: collapsed
+    rank             effective rank of the embeddings of whole supports
+    phase            share of their variance by the place in the 2x2 cell
+    r2/composite     how much of the pixel's seasonal medians of Sentinel-2 a linear probe of the embedding tells
+    r2/harmonics     how much of the coefficients of its first three annual harmonics
+
+Errors are plain: without the shifts and averages that training forgives, which would flatter the median as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from aefcli import guards
+from aefcli.baselines import season
+from aefcli.baselines.series import Series
+from aefcli.batch import Batch, Frames
+from aefcli.extent import Period
+from aefcli.probe.fit import ridge
+from aefcli.sources import SOURCES
+
+if TYPE_CHECKING:
+    from aefcli.model import Model
+    from aefcli.recipe import Recipe
+
+CROWDED, FLAT = 0.5, 4.0  # uniformity above and effective rank below which a model is called collapsed
+
+_SHOWN = 4  # places in the pictures
+_VECTORS = 4096  # of which the rank is taken
+_PIXELS = 16  # along each side of a patch, whose series the probes learn from
+_PROBED = "sentinel-2"
+_SEASONS = 4
+_CENTRE = 1_688_169_600_000  # ms since 1970: 2023-07-01, from which whole years are counted
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """Held-out frames of one source beside what the model makes of them, at a few places; NaN where there is nothing.
+
+    Values are normalised; of a categorical source they are the places of its classes in its row of the table.
+    """
+
+    source: str
+    times: tuple[int, ...]  # ms since 1970 UTC, one per place
+    target: np.ndarray  # float32 (n, h, w, c); where it was clear
+    made: np.ndarray  # float32 (n, h, w, c)
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What was measured, by the names of this module, and what was seen."""
+
+    numbers: dict[str, float]
+    pictures: tuple[Picture, ...]
+    embeddings: np.ndarray  # float32 (n, h, w, d) of the whole supports of the places pictured; NaN where none
+
+
+@torch.no_grad()
+def look(model: Model, batches: Sequence[Batch], recipe: Recipe, device: torch.device) -> Look:
+    """Look at a model, at least at one batch; in eval mode, and it is left in the mode that it had."""
+    training = model.training
+    model.eval()
+    try:
+        seen = [_see(model, batch.to(device), recipe, device) for batch in batches]
+    finally:
+        model.train(training)
+    embeddings = np.concatenate([one.embeddings for one in seen])
+    numbers = {**_means(seen), **_spread(embeddings), **_probes(batches, embeddings)}
+    pictures = tuple(_picture(name, batches[0], made) for name, made in seen[0].made.items())
+    return Look(numbers, pictures, embeddings[: min(_SHOWN, len(seen[0].embeddings))])
+
+
+def collapse(looks: Sequence[Mapping[str, float]]) -> str | None:
+    """A line of warning where the last of the looks so far, oldest first, tells of a collapse; else None.
+
+    A fresh model points the same way nearly everywhere and has yet to spread: while a figure still gets better, it is
+    no reason.
+    """
+    for name, bound, sign in (("uniformity", CROWDED, 1), ("rank", FLAT, -1)):
+        told = [numbers[name] for numbers in looks if name in numbers]
+        if not told or (told[-1] - bound) * sign <= 0:
+            continue
+        if len(told) > 1 and (told[-1] - told[-2]) * sign >= 0:
+            way = ("above", "rising") if sign > 0 else ("below", "falling")
+            return (
+                f"embeddings collapse: {name} {told[-1]:.2f} is {way[0]} {bound:g} and {way[1]} "
+                "(raise loss.uniformity, lower train.lr, or add places that differ)"
+            )
+    return None
+
+
+# --- what the model makes of a batch ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """Of one batch. `sums`: name -> (sum, count); `made` are the reconstructions of the first targets."""
+
+    embeddings: np.ndarray  # float32 (b, h, w, d); NaN where no frame showed anything
+    sums: dict[str, tuple[float, int]]
+    made: dict[str, np.ndarray]  # float32 (b, h, w, c); NaN likewise
+
+
+def _see(model: Model, batch: Batch, recipe: Recipe, device: torch.device) -> _Seen:
+    with torch.autocast(device.type, torch.bfloat16, enabled=recipe.train.dtype == "bfloat16"):
+        encoded = model.encode(batch.inputs)
+        asked = [batch.support[:, None], *batch.valid.values()]
+        fields = model.summarise(encoded, torch.cat(asked, dim=1)).split([each.shape[1] for each in asked], dim=1)
+        made = {name: _decoded(model, name, field, batch) for name, field in zip(batch.valid, fields[1:], strict=True)}
+    seen = encoded.seen.cpu().numpy()
+    whole = np.moveaxis(fields[0][:, 0].float().cpu().numpy(), 1, -1)
+    both = seen & np.roll(seen, 1, axis=0) & batch.apart.cpu().numpy()[:, None, None]
+    alike = np.abs(np.einsum("bhwd,bhwd->bhw", whole, np.roll(whole, 1, axis=0)))
+    sums = {"uniformity": (float(alike[both].sum()), int(both.sum()))}
+    for name, one in made.items():
+        sums |= _error(name, one, batch, seen)
+    shown = {name: np.where(seen[..., None], _answer(name, one[:, 0]), np.nan) for name, one in made.items()}
+    return _Seen(np.where(seen[..., None], whole, np.nan).astype("float32"), sums, shown)
+
+
+def _decoded(model: Model, name: str, field: Float[Tensor, "b k d h w"], batch: Batch) -> np.ndarray:
+    """What the decoder makes of mean directions, float32 (b, k, h, w, c); a frame at a time, for the memory."""
+    target, valid = batch.targets[name], batch.valid[name]
+    rows = []
+    for b, k in np.ndindex(*field.shape[:2]):
+        vectors = field[b, k].flatten(1).T[None]
+        at, period, meta = target.time[b, k][None], valid[b, k][None], target.meta[b, k][None]
+        rows.append(model.decode(name, vectors, at, period, meta).float().cpu())
+    return torch.cat(rows).reshape(*field.shape[:2], *field.shape[-2:], -1).numpy()
+
+
+def _answer(name: str, made: np.ndarray) -> np.ndarray:
+    """The values, or the likeliest class (..., 1)."""
+    return made.argmax(-1)[..., None].astype("float32") if SOURCES[name].kind == "categorical" else made
+
+
+def _error(name: str, made: np.ndarray, batch: Batch, seen: np.ndarray) -> dict[str, tuple[float, int]]:
+    """Sum and count of the errors at clear pixels, and of the median's; of inputs only where there is a median."""
+    target = batch.targets[name]
+    clear = target.weight.cpu().numpy() > 0
+    if SOURCES[name].kind == "categorical":
+        classes = target.pixels[:, :, 0].cpu().long()
+        entropy = F.cross_entropy(torch.from_numpy(made).movedim(-1, 1), classes, reduction="none").numpy()
+        counts = clear & seen[:, None]
+        return {f"cross-entropy/{name}": (float(entropy[counts].sum()), int(counts.sum()))}
+    values, has = np.moveaxis(target.pixels.cpu().numpy(), 2, -1), target.bands.cpu().numpy()
+    counts = (clear & seen[:, None])[..., None] & has[:, :, None, None]  # b k h w c
+    found = {}
+    if name in batch.inputs:
+        median = np.stack([_median(batch.inputs[name], row) for row in range(len(seen))])[:, None]
+        counts = counts & np.isfinite(median)
+        found[f"median/{name}"] = (float(np.abs(np.where(counts, values - median, 0)).sum()), int(counts.sum()))
+    return {f"l1/{name}": (float(np.abs(np.where(counts, values - made, 0)).sum()), int(counts.sum())), **found}
+
+
+def _median(frames: Frames, row: int) -> np.ndarray:
+    """Of one sample's clear values over time, float32 (h, w, c); NaN where there is none."""
+    values = _clear(frames, row)  # t c h w
+    flat = values.reshape(*values.shape[:2], -1).transpose(2, 1, 0)
+    return season.median(flat).reshape(*values.shape[2:], -1)
+
+
+def _clear(frames: Frames, row: int, step: int = 1) -> np.ndarray:
+    """One sample's values, every `step`-th pixel, float32 (t, c, h, w); NaN where they are not clear."""
+    every = (row, ..., slice(step // 2, None, step), slice(step // 2, None, step))
+    there = (frames.weight[every] > 0)[:, None] & frames.bands[row][:, :, None, None]
+    return torch.where(there, frames.pixels[every], torch.nan).cpu().numpy()
+
+
+def _means(seen: Sequence[_Seen]) -> dict[str, float]:
+    """Over all batches; what none of them has is left out."""
+    names = dict.fromkeys(name for one in seen for name in one.sums)
+    sums = {name: np.sum([one.sums.get(name, (0, 0)) for one in seen], axis=0) for name in names}
+    return {name: float(total / count) for name, (total, count) in sums.items() if count}
+
+
+def _picture(name: str, batch: Batch, made: np.ndarray) -> Picture:
+    target, rows = batch.targets[name], slice(min(_SHOWN, len(made)))
+    values = np.moveaxis(target.pixels[rows, 0].cpu().numpy(), 1, -1)
+    clear = (target.weight[rows, 0] > 0)[..., None] & target.bands[rows, 0][:, None, None]
+    times = tuple(int(time) for time in target.time[rows, 0])
+    return Picture(name, times, np.where(clear.cpu().numpy(), values, np.nan).astype("float32"), made[rows])
+
+
+# --- the embeddings alone ---------------------------------------------------------------------------------------------
+
+
+def _spread(embeddings: np.ndarray) -> dict[str, float]:
+    """Rank and phase of (b, h, w, d); of too few vectors nothing."""
+    flat = embeddings.reshape(-1, embeddings.shape[-1])
+    valid = np.flatnonzero(_finite(flat))
+    chosen = valid[np.linspace(0, len(valid) - 1, min(_VECTORS, len(valid)), dtype=int)]
+    if len(chosen) <= 2 * flat.shape[1]:
+        return {}
+    return {"rank": guards.effective_rank(flat[chosen]), "phase": phase(embeddings)}
+
+
+def _finite(vectors: np.ndarray) -> np.ndarray:
+    return np.isfinite(vectors).all(axis=-1)
+
+
+def phase(embeddings: np.ndarray) -> float:
+    """Share of the variance of embeddings (b, h, w, d) that the place in the 2x2 cell explains; over cells without NaN.
+
+    Decoders can read what differs between the four, and no loss sees it. [method.md section 5]
+    """
+    b, h, w, d = embeddings.shape
+    cells = embeddings.astype("float64").reshape(b, h // 2, 2, w // 2, 2, d).swapaxes(2, 3).reshape(-1, 4, d)
+    cells = cells[np.isfinite(cells).all(axis=(1, 2))]
+    whole = cells.reshape(-1, d).var(axis=0).sum()
+    return float(cells.mean(axis=0).var(axis=0).sum() / whole) if whole > 0 else 0.0
+
+
+# --- what a linear probe tells ----------------------------------------------------------------------------------------
+
+
+def _probes(batches: Sequence[Batch], embeddings: np.ndarray) -> dict[str, float]:
+    """R2 of the quick probes: taught at every other sample, tested at the rest; of one sample, at its other half.
+
+    Where several samples are of one site, as where few sites are held out, they flatter.
+    """
+    if not all(_PROBED in batch.inputs for batch in batches):
+        return {}
+    step = max(1, embeddings.shape[1] // _PIXELS)
+    thin = embeddings[:, step // 2 :: step, step // 2 :: step]
+    known = [_series(batch.inputs[_PROBED], batch.support, step) for batch in batches]
+    rows = [pair for pairs in known for pair in pairs]
+    vectors = thin.reshape(len(thin), -1, thin.shape[-1])
+    taught = np.zeros(vectors.shape[:2], dtype=bool)
+    if len(taught) > 1:
+        taught[::2] = True
+    else:
+        taught[0, : taught.shape[1] // 2] = True
+    flat, mine = vectors.reshape(-1, vectors.shape[-1]), taught.ravel()
+    found = {}
+    for index, name in enumerate(("composite", "harmonics")):
+        targets = np.concatenate([pair[index] for pair in rows])
+        if (told := _r2(flat, targets, mine)) is not None:
+            found[f"r2/{name}"] = told
+    return found
+
+
+def _series(frames: Frames, support: Tensor, step: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Per sample its pixels' seasonal medians, float32 (n, 4, c), and coefficients of three harmonics (n, 6, c).
+
+    Seasons and phases are those of the calendar, whatever the support; NaN where nothing was clear.
+    """
+    for row in range(len(support)):
+        values = _clear(frames, row, step)
+        times = frames.time[row].cpu().numpy()
+        series = Series(times, values.reshape(*values.shape[:2], -1).transpose(2, 1, 0))
+        quarter = np.floor((times - _CENTRE) / season.YEAR % 1 * _SEASONS)
+        seasons = [season.median(np.where(quarter == each, series.values, np.nan)) for each in range(_SEASONS)]
+        years = round((float(support[row].double().mean()) - _CENTRE) / season.YEAR)
+        middle = _CENTRE + round(years * season.YEAR)
+        waves = season.harmonics(series, Period(middle - 1, middle + 1))[..., 2:8]
+        yield np.stack(seasons, axis=1), waves.swapaxes(1, 2)
+
+
+def _r2(vectors: np.ndarray, targets: np.ndarray, taught: np.ndarray) -> float | None:
+    """Share of the variance of targets (n, g, c) that ridge probes of vectors (n, d) explain at pixels not taught.
+
+    Columns are standardised by those taught and count alike; a group of c shares the rows where all of it is known.
+    None where no group has twice as many rows to learn from as there are dimensions, and any to be tested on.
+    """
+    error, whole = 0.0, 0.0
+    for group in targets.swapaxes(0, 1).astype("float64"):
+        known = _finite(group) & _finite(vectors)
+        fit, test = known & taught, known & ~taught
+        if fit.sum() < 2 * vectors.shape[1] or not test.any():
+            continue
+        middle, spread = group[fit].mean(axis=0), np.maximum(group[fit].std(axis=0), 1e-6)
+        aim, truth = (group[fit] - middle) / spread, (group[test] - middle) / spread
+        weights, offset = ridge(vectors[fit].astype("float64"), aim)
+        error += float(np.square(truth - vectors[test] @ weights - offset).sum())
+        whole += float(np.square(truth - truth.mean(axis=0)).sum())
+    return 1 - error / whole if whole > 0 else None
