@@ -19,6 +19,8 @@ from torch import Tensor
 
 DAY = 86_400_000  # ms
 _SHORTEST = 4 * DAY  # a valid period is longer than this
+# Of all rows of a batch, or of each row its own, so that what a row draws does not hang on which rows are beside it.
+Generators = torch.Generator | Sequence[torch.Generator]
 _ALIGNED = 64  # bytes; where tensors begin in a block of several
 
 
@@ -136,6 +138,8 @@ def stack(samples: Sequence[Frames], longest: int = 0) -> Frames:
 
 def _joined(parts: Sequence[Tensor], longest: int) -> Tensor:
     """Tensors (b, t, ...) of different t as one, padded with zeros."""
+    if all(part.shape[1] == longest for part in parts):
+        return torch.cat(list(parts))
     shape = (sum(len(part) for part in parts), longest, *parts[0].shape[2:])
     out, row = parts[0].new_zeros(shape), 0
     for part in parts:
@@ -144,33 +148,12 @@ def _joined(parts: Sequence[Tensor], longest: int) -> Tensor:
     return out
 
 
-def join(samples: Sequence[Batch], longest: Mapping[str, int]) -> Batch:
-    """Batches as one; `longest` is the least number of frames that each input is padded to."""
-    first = samples[0]
-    inputs = {name: stack([sample.inputs[name] for sample in samples], longest.get(name, 0)) for name in first.inputs}
-    drops = {
-        name: _joined([sample.student.drops[name] for sample in samples], frames.time.shape[1])
-        for name, frames in inputs.items()
-    }
-    texts = [sample.text for sample in samples if sample.text is not None]
-    return Batch(
-        inputs=inputs,
-        targets={name: stack([sample.targets[name] for sample in samples]) for name in first.targets},
-        valid={name: torch.cat([sample.valid[name] for sample in samples]) for name in first.valid},
-        support=torch.cat([sample.support for sample in samples]),
-        apart=torch.cat([sample.apart for sample in samples]),
-        text=Text(*(torch.cat([getattr(t, each.name) for t in texts]) for each in fields(Text))) if texts else None,
-        gsd=first.gsd,
-        student=Student(drops, torch.cat([sample.student.valid for sample in samples])),
-    )
-
-
 def make_batch(
     frames: Mapping[str, Frames],
     alone: Mapping[str, Frames],
     support: Int[Tensor, "b 2"],
     whole_support: float,
-    generator: torch.Generator,
+    generator: Generators,
     targets: int = 1,
 ) -> Batch:
     """Hold `targets` frames of each input out, draw a valid period around each [paper eq. 3], and draw the student.
@@ -188,26 +171,34 @@ def make_batch(
     return Batch(inputs, held, valid, support, apart, student=perturb(inputs, support, generator))
 
 
-def with_gap(frames: Frames, generator: torch.Generator) -> Frames:
+def _uniform(generator: Generators, *shape: int) -> Float[Tensor, "*shape"]:
+    """Numbers in [0, 1), float64; the first of the shape is that of the rows."""
+    if isinstance(generator, torch.Generator):
+        return torch.rand(shape, generator=generator, dtype=torch.float64)
+    assert len(generator) == shape[0]
+    return torch.stack([torch.rand(shape[1:], generator=own, dtype=torch.float64) for own in generator])
+
+
+def with_gap(frames: Frames, generator: Generators) -> Frames:
     """One line per sample blanked in all its frames, for the reconstruction to fill [paper S2]: the pixels whose centre
     it covers. Anywhere, at any angle, 0.5 to 2 px wide. Where no other source saw them, they stay unseen.
     """
     b, h, w = len(frames.time), *frames.pixels.shape[-2:]
-    draw = torch.rand((4, b, 1, 1), generator=generator)
+    draw = _uniform(generator, b, 4, 1, 1).float().unbind(1)
     angle, width = math.pi * draw[0], 0.5 + 1.5 * draw[1]
     down, right = torch.arange(h)[:, None] + 0.5 - h * draw[2], torch.arange(w) + 0.5 - w * draw[3]
     gap = (down * angle.cos() - right * angle.sin()).abs() < width / 2
     return replace(frames, present=frames.present & ~gap[:, None], weight=frames.weight.masked_fill(gap[:, None], 0.0))
 
 
-def hold_out(frames: Frames, count: int, generator: torch.Generator) -> tuple[Frames, Frames]:
+def hold_out(frames: Frames, count: int, generator: Generators) -> tuple[Frames, Frames]:
     """Per sample, `count` frames with something clear in them, at random: (inputs without them, these frames alone).
 
     Of a sample that has fewer, the other targets are not present and weigh nothing. Where a sample has two frames, one
     stays in the inputs.
     """
     there, clear = frames.present.flatten(2).any(-1), frames.weight.flatten(2).sum(-1) > 0
-    score = torch.rand(clear.shape, generator=generator).masked_fill(~clear, -1.0)
+    score = _uniform(generator, *clear.shape).masked_fill(~clear, -1.0)
     index = score.argsort(dim=1, descending=True)[:, :count]
     most = torch.minimum(clear.sum(1), (there.sum(1) - 1).clamp(min=1))
     held = torch.arange(index.shape[1]) < most[:, None]
@@ -217,7 +208,7 @@ def hold_out(frames: Frames, count: int, generator: torch.Generator) -> tuple[Fr
 
 
 def draw_valid(
-    support: Int[Tensor, "b 2"], instant: Int[Tensor, "b k"], whole: float, generator: torch.Generator
+    support: Int[Tensor, "b 2"], instant: Int[Tensor, "b k"], whole: float, generator: Generators
 ) -> Int[Tensor, "b k 2"]:
     """For each instant a period inside the sample's support, longer than four days, that holds it.
 
@@ -226,7 +217,7 @@ def draw_valid(
     """
     first, last = (edge[:, None].expand_as(instant) for edge in support.unbind(1))
     instant = torch.minimum(torch.maximum(instant, first), last - 1)
-    draw = torch.rand((3, *instant.shape), generator=generator, dtype=torch.float64)
+    draw = _uniform(generator, len(instant), 3, *instant.shape[1:]).unbind(1)
     start = first + (draw[0] * (instant - first + 1).double()).long()
     earliest_end = torch.minimum(torch.maximum(instant + 1, start + _SHORTEST + 1), last)
     end = earliest_end + (draw[1] * (last - earliest_end + 1).double()).long()
@@ -235,7 +226,7 @@ def draw_valid(
     return torch.stack([torch.where(all_of_it, first, start), torch.where(all_of_it, last, end)], dim=-1)
 
 
-def perturb(inputs: Mapping[str, Frames], support: Int[Tensor, "b 2"], generator: torch.Generator) -> Student:
+def perturb(inputs: Mapping[str, Frames], support: Int[Tensor, "b 2"], generator: Generators) -> Student:
     """The frames that a student loses, and the valid period at which it meets its teacher; drawn per sample [paper S2].
 
     All of Landsat and all of Sentinel-1 go with probability 0.3 each. Then one of: 30% of Landsat, 30% of Sentinel-1
@@ -244,28 +235,29 @@ def perturb(inputs: Mapping[str, Frames], support: Int[Tensor, "b 2"], generator
     """
     first, last = support.unbind(1)
     count = len(first)
-    kind = torch.randint(3, (count,), generator=generator)
+    draw = _uniform(generator, count, 2)
+    kind = (3 * draw[:, 0]).long()
     middle = first + (last - first) // 2
-    anywhere = first + (torch.rand(count, generator=generator, dtype=torch.float64) * (last - first).double()).long()
+    anywhere = first + (draw[:, 1] * (last - first).double()).long()
     valid = draw_valid(support, anywhere[:, None], 0.0, generator)[:, 0]
     valid = torch.where((kind == 1)[:, None], torch.stack([middle, last], 1), valid)
     valid = torch.where((kind == 2)[:, None], torch.stack([first, middle], 1), valid)
     drops = {}
     for name, frames in inputs.items():
         share = 0.5 if name == "sentinel-2" else 0.3
-        scattered = torch.rand(frames.time.shape, generator=generator) < share
+        scattered = _uniform(generator, *frames.time.shape) < share
         if name == "sentinel-2":
             scattered &= ~_spared(frames, scattered, generator)
         later = frames.time >= middle[:, None]
         drops[name] = torch.where((kind == 0)[:, None], scattered, torch.where((kind == 1)[:, None], later, ~later))
         if name in ("landsat", "sentinel-1"):
-            drops[name] |= (torch.rand(count, generator=generator) < 0.3)[:, None]
+            drops[name] |= _uniform(generator, count, 1) < 0.3
     return Student(drops, valid)
 
 
-def _spared(frames: Frames, dropped: Bool[Tensor, "b t"], generator: torch.Generator) -> Bool[Tensor, "b t"]:
+def _spared(frames: Frames, dropped: Bool[Tensor, "b t"], generator: Generators) -> Bool[Tensor, "b t"]:
     """Where a sample would lose all its frames, one of them at random that stays."""
     there = frames.present.flatten(2).any(-1)
-    score = torch.rand(there.shape, generator=generator).masked_fill(~there, -1.0)
+    score = _uniform(generator, *there.shape).masked_fill(~there, -1.0)
     one = torch.zeros_like(there).scatter_(1, score.argmax(1, keepdim=True), True)
     return one & (dropped | ~there).all(1, keepdim=True)

@@ -79,7 +79,7 @@ def _head(run: Run, recipe: Recipe, made: Mapping[str, Any]) -> str:
 def _use(run: Run) -> str:
     return (
         "## How to use\n\n"
-        f"    aef embed cube.zarr --period 2024 --model {run.path}\n"
+        f"    aef embed cube.zarr --period 2024 --model {run.path.resolve().name}\n"
         "    aef eval embeddings.zarr --labels labels.csv\n\n"
         "The cube is one that `aef fetch` made, with at least one of the inputs below, of pixels of the size below. "
         "Vectors are features for probes and searches; vectors of two models do not compare."
@@ -137,7 +137,7 @@ def _sources(recipe: Recipe, cubes: Sequence[Mapping[str, Any]]) -> str:
             role = "absent from the data"
         told = SIMULATED if made_up else LICENCES[name]
         rows.append((name, role, frames or "", ", ".join(collections) or _UNKNOWN, told))
-    return _table(("source", "role", "frames", "collections", "licence of the data"), rows)
+    return _table(("source", "role", "frames", "collections", "licence of the source"), rows)
 
 
 # --- sizes and training -----------------------------------------------------------------------------------------------
@@ -161,19 +161,20 @@ def _training(
     seen = made.get("samples_seen", done * train.batch * train.accumulate)
     old = data.get("from")
     begun = f"the weights of {Path(old['path']).name} ({_words(old['model'])})" if old else "random weights"
-    device = f"{made['device']}, {made['processes']} processes" if made else _UNKNOWN
+    device = made.get("device", _UNKNOWN) + (f", {count} processes" if (count := made.get("processes", 1)) > 1 else "")
     weights = [(name, getattr(loss, name)) for name in ("reconstruction", "uniformity", "consistency", "text")]
     rows = [
         ("began from", begun),
         ("steps", f"{done:,} of {train.steps:,}"),
         ("samples seen", f"{seen:,}, {train.batch * train.accumulate} a step"),
-        ("time", f"{seconds / 3600:.2f} h of steps"),
+        ("time", f"{seconds / 3600:.2f} h of steps" if seconds >= 3600 else f"{seconds / 60:.1f} min of steps"),
         ("device", device),
         (
             "optimiser",
-            f"Adam, to {train.lr:g} over {train.warmup:,} steps, then linearly to 0; gradients to {train.clip:g}",
+            f"Adam, to {train.lr:g} over {train.warmup:,} steps, then linearly to 0",
         ),
-        ("numbers", train.dtype),
+        ("norm of the gradient", f"at most {train.clip:g}"),
+        ("precision of the arithmetic", train.dtype),
         ("seed", train.seed),
         *((f"weight of {name}", weight) for name, weight in weights if name != "text" or "text" in recipe.data.targets),
         (
@@ -271,7 +272,7 @@ def _lacking(recipe: Recipe, data: Mapping[str, Any]) -> list[str]:
     )
     told = []
     if cubes and inputs:
-        told.append(f"It never read {_list(inputs)}, though it has parts for them: leave them out of cubes to embed.")
+        told.append(f"It never read {_list(inputs)}, which no cube had: embed cubes without.")
     if cubes and targets:
         told.append(f"It learned nothing from {_list(targets)}: no cube had them.")
     return told

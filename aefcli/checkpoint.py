@@ -129,7 +129,7 @@ def save_state(run: Run, recipe: Recipe, model: Model, optimiser: torch.optim.Op
     It holds all that a run goes on from: what is drawn hangs on the recipe's seed and the step.
     """
     tensors = {f"model.{name}": tensor for name, tensor in _whole(model).items()}
-    for name, state in _adam(model, optimiser)["state"].items():
+    for name, state in _adam(model, optimiser).get("state", {}).items():
         tensors |= {f"adam.{name}.{key}": torch.as_tensor(value) for key, value in state.items()}
     if rank() > 0:
         return
@@ -146,6 +146,8 @@ def restore(run: Run, recipe: Recipe, model: Model, optimiser: torch.optim.Optim
     found = agreed(newest_state(run, recipe) if rank() == 0 else None)
     if found is None:
         return 0
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
+
     tensors, step = found
     weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
     states: dict[str, dict[str, Tensor]] = {}
@@ -153,15 +155,13 @@ def restore(run: Run, recipe: Recipe, model: Model, optimiser: torch.optim.Optim
         if name.startswith("adam."):
             parameter, key = name.removeprefix("adam.").rsplit(".", 1)
             states.setdefault(parameter, {})[key] = tensor
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
-
+    adam = {"state": states, "param_groups": [{**optimiser.param_groups[0], "params": list(states)}]}
     whole = StateDictOptions(full_state_dict=True)
-    adam = {"state": states, "param_groups": _adam(model, optimiser)["param_groups"]}
     set_state_dict(model, optimiser, model_state_dict=weights, optim_state_dict=adam, options=whole)
-    for parameter, state in optimiser.state.items():  # fused Adam goes through memory: laid out as the weights are
+    for weight, state in optimiser.state.items():  # fused Adam goes through memory: laid out as the weights are
         for key, value in state.items():
-            if value.shape == parameter.shape:
-                state[key] = torch.empty_like(parameter).copy_(value)
+            if value.shape == weight.shape:
+                state[key] = torch.empty_like(weight).copy_(value)
     if rank() == 0:
         _cut_log(run, step)
     return step
@@ -240,10 +240,10 @@ def build_from(run: Run, recipe: Recipe) -> Model:
     """The recipe's network with a finished run's weights, as far as both have a part: fresh stems, decoders and heads
     of the summariser where it has a source that the run had not. Refuses sizes that differ.
     """
-    for name, size in recipe.model.model_dump().items():
-        if name not in ("text", "kappa") and (other := getattr(run.recipe.model, name)) != size:
+    for name, wanted in recipe.model.model_dump().items():
+        if name not in ("text", "kappa") and (other := getattr(run.recipe.model, name)) != wanted:
             raise BadInput(
-                f"{run.path} has model.{name} = {other}, the recipe {size}", f"give --set model.{name}={other}"
+                f"{run.path} has model.{name} = {other}, the recipe {wanted}", f"give --set model.{name}={other}"
             )
     model, old = build(recipe), load(run).state_dict()
     new = model.state_dict()

@@ -60,8 +60,8 @@ def train(start: Start, device: torch.device, stop: Callable[[], bool] = lambda:
     with the last good checkpoint kept, when the loss or its gradient is no longer finite.
     """
     run, recipe = start.run, start.recipe
-    # On a CPU sums have one order, and a run that goes on ends in the same bits.
-    torch.use_deterministic_algorithms(device.type == "cpu")
+    if device.type == "cpu":  # sums have one order, so that a run that goes on ends in the same bits
+        torch.use_deterministic_algorithms(True)
     model = start.model().to(device).train()
     model.checkpointing = recipe.train.checkpointing
     if model.text is not None and start.texts is None:
@@ -148,6 +148,7 @@ def _laid_out(model: Model, recipe: Recipe, device: torch.device) -> nn.Module:
     if recipe.train.shard:
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
+        model.to(memory_format=torch.contiguous_format)  # it takes no other
         for block in model.blocks:
             fully_shard(block)
         fully_shard(model)

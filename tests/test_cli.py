@@ -18,7 +18,8 @@ from aefcli import checkpoint
 from aefcli.cli.app import app
 from aefcli.cube import write_cube
 
-COMMANDS = ["simulate", "fetch", "attach", "verify", "repair", "text", "train", "embed", "eval", "map", "info", "plot"]
+COMMANDS = ["simulate", "fetch", "attach", "verify", "repair", "samples", "text", "train", "embed", "eval", "map", "info"]
+COMMANDS += ["plot"]
 
 
 @pytest.fixture(scope="session")
@@ -277,11 +278,11 @@ def test_training_on_nothing_but_cloud_is_refused(aef: Aef, tmp_path: Path) -> N
 def test_help_lists_every_command_in_the_order_of_a_users_day(aef: Aef) -> None:
     code, out, _ = aef("--help")
     listed = [line.split()[0] for line in out.partition("Commands:\n")[2].splitlines()]
-    assert (code, listed) == (0, COMMANDS)
+    assert (code, listed) == (0, [*COMMANDS, "recipe"])
     assert len(app.registered_commands) == len(COMMANDS)
 
 
-@pytest.mark.parametrize("command", ["", *COMMANDS])
+@pytest.mark.parametrize("command", ["", *COMMANDS, "recipe"])
 def test_help_names_an_example_and_loads_nothing_heavy(command: str) -> None:
     probe = (
         "import sys; sys.argv = ['aef', *sys.argv[1:]]\n"

@@ -10,11 +10,12 @@ import pytest
 import torch
 from toys import toy_recipe
 
-from aefcli import checkpoint, field, report
+from aefcli import field, report
 from aefcli.cube import open_cube, write_cube
 from aefcli.embed import embed
 from aefcli.extent import Period, Tile
 from aefcli.sample import normalise
+from aefcli.start import begin
 from aefcli.train import train
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
@@ -48,15 +49,15 @@ def test_the_belgian_months_become_a_cube_that_trains_and_embeds(netcdf: Path, t
     decibel = 20 * np.log10(raw["S1-SIGMA0-VV"].to_numpy().astype(float)) - 83
     np.testing.assert_allclose(10 * np.log10(power[:, 0]), decibel, atol=1e-3)
     for source in (optical, radar):
-        values, present = normalise(source.read(whole, all_months)[0], source, all_months)
+        values, present = normalise(source.read(whole, all_months)[0], source, all_months, {})
         assert abs(values.transpose(0, 2, 3, 1)[present].mean()) < 1, "the table's statistics fit real data"
 
     plan = toy_recipe(data={"sources": ["sentinel-2", "sentinel-1"], "frames": [8, 8], "patch": 32})
-    run = checkpoint.new_run(tmp_path / "run", plan)
-    losses = [record.loss for record in train(run, plan, [cube], torch.device("cpu"))]
+    start = begin(tmp_path / "run", [cube], plan)
+    losses = [record.loss for record in train(start, torch.device("cpu"))]
     assert np.isfinite(losses).all()
     each = [Period.parse(f"2021-{month:02d}") for month in range(1, 11)]
-    done = embed(cube, run, [year, *each], tmp_path / "field.zarr", device=torch.device("cpu"))
+    done = embed(cube, start.run, [year, *each], tmp_path / "field.zarr", device=torch.device("cpu"))
     store = field.open_field(done.path)
     assert store.sizes == {"time": 11, "embedding": 64, "y": 100, "x": 100, "nv": 2}
     assert (store["embeddings"] != -128).all()

@@ -335,8 +335,8 @@ def test_every_source_goes_through_the_door_of_the_cube(tmp_path, short):
     whole = Tile(0, 0, *cube.shape)
     for name, source in cube.sources.items():
         frames = np.arange(len(source.times))
-        values, there = normalise(source.read(whole, frames)[0], source, frames)
-        again, _ = normalise(held.sources[name].read(whole, frames)[0], held.sources[name], frames)
+        values, there = normalise(source.read(whole, frames)[0], source, frames, {})
+        again, _ = normalise(held.sources[name].read(whole, frames)[0], held.sources[name], frames, {})
         assert np.array_equal(values, again)
         assert there.any(), name
         if SOURCES[name].kind == "continuous":

@@ -6,6 +6,7 @@ One short run is shared by all. Claims are about paired differences over held-ou
 from __future__ import annotations
 
 import math
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,14 +15,15 @@ import torch
 from toys import sub_pixel_share
 
 from aefcli import checkpoint, losses, recipe
-from aefcli.batch import DAY, Batch, Frames, perturb
+from aefcli.batch import DAY, Batch, Frames
 from aefcli.cube import Cube, Request, fetch, open_cube
 from aefcli.extent import BBox, Period, Tile
 from aefcli.model import Model
 from aefcli.recipe import Recipe
-from aefcli.sample import batches, in_period, window
+from aefcli.sample import batches, draw, in_period, window
 from aefcli.simulate import simulate
 from aefcli.sources import INPUTS
+from aefcli.start import begin
 from aefcli.train import Record, objective, train
 
 pytestmark = pytest.mark.xdist_group("learning")  # one worker trains, and once
@@ -59,16 +61,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     cube = open_cube(fetch(request, folder / "cube.zarr").path)
     sizes = {"data": {"frames": [10, 8, 4]}, "model": SMALL, "train": {"steps": STEPS, "warmup": 15}}
     plan = recipe.load("nano").replace(**sizes)
-    run = checkpoint.new_run(folder / "run", plan)
-    records = list(train(run, plan, [cube], CPU))
-    return Trained(plan, cube, checkpoint.load(run), records)
+    start = begin(folder / "run", [cube], plan)
+    records = list(train(start, CPU))
+    return Trained(start.recipe, cube, checkpoint.load(start.run), records)
 
 
 @pytest.fixture(scope="module")
 def held_out(trained: Trained) -> list[Batch]:
     """Batches that training did not draw."""
-    stream = batches([trained.cube], trained.plan, seed=trained.plan.train.seed + 1)
-    return [next(stream) for _ in range(HELD_OUT)]
+    other = trained.plan.replace(train={"seed": trained.plan.train.seed + 1})
+    with closing(batches([trained.cube], draw([trained.cube], other), other)) as stream:
+        return [next(stream) for _ in range(HELD_OUT)]
 
 
 def assert_greater(larger: list[float], smaller: list[float]) -> None:
@@ -92,9 +95,7 @@ def error(model: Model, batch: Batch, name: str, valid: torch.Tensor, instant: t
 @torch.inference_mode()
 def terms(trained: Trained, model: Model, batch: Batch, seed: int) -> dict[str, float]:
     """The named losses of a held-out batch; the same draws for the same seed."""
-    drops, period = perturb(batch, torch.Generator().manual_seed(seed))
-    noise = torch.Generator().manual_seed(seed)
-    _, parts = objective(model, batch, drops, period, trained.plan, noise)
+    _, parts = objective(model, batch, trained.plan, torch.Generator().manual_seed(seed))
     return {name: part.item() for name, part in parts.items()}
 
 
@@ -161,7 +162,7 @@ def test_the_wrong_valid_period_gives_the_wrong_season(trained: Trained, held_ou
 def patch_of(trained: Trained, top: int, left: int, side: int = 64) -> dict[str, Frames]:
     tile = Tile(top, left, top + side, left + side)
     return {
-        name: window(trained.cube, name, tile, in_period(source, trained.cube.period)[::3])
+        name: window(trained.cube, name, tile, in_period(source, trained.cube.period)[::3], trained.plan.statistics)
         for name, source in trained.cube.sources.items()
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,38 +35,67 @@ def unit(*shape: int, seed: int = 0) -> torch.Tensor:
 # --- batches --------------------------------------------------------------------------------------------------------
 
 
-def test_the_target_leaves_the_inputs() -> None:
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_targets_leave_the_inputs(count: int) -> None:
     frames = noise_frames("sentinel-2", b=8, t=5)
-    inputs, target = hold_out(frames, rng())
-    assert (inputs.present.flatten(2).any(-1).sum(1) == 4).all()
+    inputs, targets = hold_out(frames, count, rng())
+    assert (inputs.present.flatten(2).any(-1).sum(1) == 5 - count).all()
+    assert targets.present.all()
     for row in range(8):
-        same = [i for i in range(5) if torch.equal(frames.pixels[row, i], target.pixels[row, 0])]
-        assert same == [i for i in range(5) if not inputs.present[row, i].any()]
-        assert len(same) == 1
-        assert target.time[row, 0] == frames.time[row, same[0]]
-        assert not inputs.weight[row, same].any()
+        same = [
+            [i for i in range(5) if torch.equal(frames.pixels[row, i], targets.pixels[row, k])] for k in range(count)
+        ]
+        assert all(len(each) == 1 for each in same)
+        held = [each[0] for each in same]
+        assert sorted(held) == [i for i in range(5) if not inputs.present[row, i].any()]
+        assert torch.equal(targets.time[row], frames.time[row, held])
+        assert not inputs.weight[row, held].any()
+
+
+def test_any_clear_frame_may_become_any_target() -> None:
+    frames = noise_frames("sentinel-2", b=300, t=5, side=16)
+    frames = replace(frames, weight=frames.weight * (torch.arange(5) != 2)[None, :, None, None])
+    inputs, targets = hold_out(frames, 2, rng())
+    for k in range(2):
+        first = frames.time.gather(1, torch.zeros(300, 1, dtype=torch.long))
+        assert 30 < (targets.time[:, k] == first[:, 0]).sum() < 140
+    assert inputs.present[:, 2].all(), "what is clouded is no target"
+
+
+def test_where_frames_are_few_one_stays_and_targets_are_left_out() -> None:
+    """Of t frames, of which some were delivered and some of these are clear, at most 4 are held out."""
+    for t, there, clear, held in ((5, 5, 2, 2), (3, 3, 3, 2), (2, 2, 2, 1), (1, 1, 1, 1), (5, 1, 1, 1), (6, 6, 6, 4)):
+        frames = noise_frames("landsat", t=t)
+        present = frames.present & (torch.arange(t) < there)[None, :, None, None]
+        weight = frames.weight * (torch.arange(t) < clear)[None, :, None, None]
+        inputs, targets = hold_out(replace(frames, present=present, weight=weight), 4, rng())
+        assert targets.present.shape[:2] == (2, 4)
+        assert targets.present.flatten(2).any(-1).sum(1).tolist() == [held] * 2, (t, there, clear)
+        assert inputs.present.flatten(2).any(-1).sum(1).tolist() == [there - held] * 2
+        assert not targets.weight[~targets.present].any()
 
 
 def test_a_poisoned_target_cannot_reach_the_embedding() -> None:
     inputs = noise_inputs(b=3)
     supports = SUPPORT.expand(3, 2)
-    batch = make_batch(inputs, {}, supports, 0.3, rng())
+    batch = make_batch(inputs, {}, supports, 0.3, rng(), targets=2)
     poisoned = {}
     for name, frames in batch.inputs.items():
         gone = ~frames.present.flatten(2).any(-1)
         assert gone.any()
         poisoned[name] = replace(frames, pixels=frames.pixels.masked_fill(gone[:, :, None, None, None], torch.nan))
     model = checkpoint.build(toy_recipe())
-    valid = torch.stack(list(batch.valid.values()), 1)
+    valid = torch.cat(list(batch.valid.values()), 1)
     assert model.summarise(model.encode(poisoned), valid).isfinite().all()
 
 
 def test_a_sample_with_nothing_clear_keeps_its_inputs() -> None:
     frames = noise_frames("landsat")
     frames = replace(frames, weight=torch.zeros_like(frames.weight))
-    inputs, target = hold_out(frames, rng())
+    inputs, target = hold_out(frames, 1, rng())
     assert inputs.present.all()
     assert not target.weight.any()
+    assert not target.present.any()
 
 
 @settings(max_examples=60, deadline=None)
@@ -77,21 +106,62 @@ def test_a_sample_with_nothing_clear_keeps_its_inputs() -> None:
 )
 def test_valid_periods_hold_the_instant_and_are_longer_than_four_days(seed: int, days: list[int], length: int) -> None:
     support = torch.tensor([[YEAR.start, YEAR.start + length]]).expand(len(days), 2)
-    instant = (YEAR.start + torch.tensor(days) * DAY).clamp(max=YEAR.start + length - 1)
+    instant = (YEAR.start + torch.tensor(days) * DAY).clamp(max=YEAR.start + length - 1)[:, None].expand(-1, 3)
     valid = draw_valid(support, instant, 0.3, rng(seed))
-    assert (valid[:, 0] >= support[:, 0]).all()
-    assert (valid[:, 1] <= support[:, 1]).all()
-    assert (valid[:, 0] <= instant).all()
-    assert (instant < valid[:, 1]).all()
-    assert (valid[:, 1] - valid[:, 0] > 4 * DAY).all()
+    start, end = valid.unbind(-1)
+    assert start.shape == instant.shape
+    assert (start >= support[:, :1]).all()
+    assert (end <= support[:, 1:]).all()
+    assert (start <= instant).all()
+    assert (instant < end).all()
+    assert (end - start > 4 * DAY).all()
+
+
+def test_each_target_has_a_period_of_its_own() -> None:
+    batch = make_batch(noise_inputs(b=4, t=6), {}, SUPPORT.expand(4, 2), 0.0, rng(), targets=3)
+    for name, valid in batch.valid.items():
+        assert valid.shape == (4, 3, 2)
+        assert len(valid.flatten(0, 1).unique(dim=0)) == 12
+        time = batch.targets[name].time
+        assert ((valid[..., 0] <= time) & (time < valid[..., 1])).all()
+
+
+def test_what_a_row_draws_hangs_on_its_own_generator() -> None:
+    """The second row alone is what it is beside another."""
+    inputs = noise_inputs(b=2, t=6)
+    both = make_batch(inputs, {}, SUPPORT.expand(2, 2), 0.3, [rng(1), rng(2)], targets=2)
+    second = {name: Frames(*(getattr(frames, f.name)[1:] for f in fields(Frames))) for name, frames in inputs.items()}
+    alone = make_batch(second, {}, SUPPORT, 0.3, [rng(2)], targets=2)
+    for name in INPUTS:
+        assert torch.equal(both.inputs[name].present[1:], alone.inputs[name].present)
+        assert torch.equal(both.targets[name].pixels[1:], alone.targets[name].pixels)
+        assert torch.equal(both.valid[name][1:], alone.valid[name])
+        assert torch.equal(both.student.drops[name][1:], alone.student.drops[name])
+    assert torch.equal(both.student.valid[1:], alone.student.valid)
+
+
+def test_a_batch_in_one_block_of_memory_is_the_same() -> None:
+    alone = {"gedi": noise_frames("gedi", t=1), "nlcd": noise_frames("nlcd", t=1)}
+    batch = make_batch(noise_inputs(t=3), alone, SUPPORT.expand(2, 2), 0.3, rng())
+    moved = batch.share()
+    assert torch.equal(moved.support, batch.support)
+    assert torch.equal(moved.student.valid, batch.student.valid)
+    places = set()
+    for ours, theirs in ((batch.inputs, moved.inputs), (batch.targets, moved.targets)):
+        for name, frames in ours.items():
+            for f in fields(frames):
+                one, other = getattr(frames, f.name), getattr(theirs[name], f.name)
+                assert torch.equal(one, other)
+                assert other.is_shared()
+                places.add(other.untyped_storage().data_ptr())
+    assert len(places) == 1
 
 
 def test_perturbation_is_drawn_per_sample_and_follows_the_paper() -> None:
     count = 600
     inputs = noise_inputs(b=count, t=6, side=16)
-    batch = Batch(inputs, {}, {}, SUPPORT.expand(count, 2), torch.ones(count, dtype=torch.bool))
-    drops, valid = perturb(batch, rng())
-    there = {name: ~dropped for name, dropped in drops.items()}
+    student = perturb(inputs, SUPPORT.expand(count, 2), rng())
+    there, valid = {name: ~dropped for name, dropped in student.drops.items()}, student.valid
     middle = (YEAR.start + YEAR.end) // 2
     late = (valid == torch.tensor([middle, YEAR.end])).all(1)
     early = (valid == torch.tensor([YEAR.start, middle])).all(1)
@@ -210,7 +280,8 @@ def test_a_source_that_the_batch_lacks_has_no_error() -> None:
     gone = {**batch.targets, "gedi": batch.targets["gedi"].without(torch.ones(3, 1, dtype=torch.bool))}
     one = replace(batch.text, there=torch.arange(3) == 1)
     _, parts = objective(checkpoint.build(plan), replace(batch, targets=gone, text=one), plan, rng())
-    assert {name for name, part in parts.items() if part.isfinite()} == {*SOURCES, "uniformity", "consistency"} - {"gedi", "text"}
+    there = {name for name, part in parts.items() if part.isfinite()}
+    assert there == {*SOURCES, "uniformity", "consistency"} - {"gedi", "text"}
 
 
 def test_compiled_training_gives_the_same_loss_and_gradients() -> None:
@@ -275,7 +346,7 @@ def test_a_line_of_radar_is_blanked_alike_in_all_frames_and_no_other_source() ->
 def test_sources_that_disagree_in_size_are_refused() -> None:
     frames = {"sentinel-2": noise_frames("sentinel-2"), "landsat": noise_frames("landsat", side=16)}
     with pytest.raises(ValueError, match="disagree"):
-        Batch(frames, {}, {}, SUPPORT.expand(2, 2), torch.ones(2, dtype=torch.bool))
+        make_batch(frames, {}, SUPPORT.expand(2, 2), 0.3, rng())
 
 
 def test_without_drops_presence_and_weight_alone() -> None:

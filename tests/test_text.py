@@ -9,6 +9,7 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import geopandas as gpd
@@ -23,7 +24,7 @@ from conftest import Aef
 from toys import YEAR, made_up_cube, toy_recipe
 
 from aefcli import checkpoint, sample, text
-from aefcli.batch import DAY, perturb
+from aefcli.batch import DAY
 from aefcli.cube import Cube
 from aefcli.errors import BadInput
 from aefcli.extent import Period, Tile
@@ -441,7 +442,8 @@ def test_captions_train(aef: Aef, stage: Path) -> None:
 def test_the_text_term_falls_on_a_batch_seen_again_and_again(vectors: Path, cube: Cube) -> None:
     tables = {"data": {"targets": ["text"]}, "model": {"text": WIDTH}, "train": {"batch": 6}, "loss": {"text": 1.0}}
     plan, texts = toy_recipe(**tables), text.read(vectors)
-    batch = next(sample.batches([cube], plan, seed=3, texts=texts))
+    with closing(sample.batches([cube], sample.draw([cube], plan, texts), plan, texts=texts)) as stream:
+        batch = next(stream)
     assert batch.text is not None
     there = batch.text.there
     assert there.sum() >= 4, "about half of the places are drawn around a text"
@@ -453,12 +455,11 @@ def test_the_text_term_falls_on_a_batch_seen_again_and_again(vectors: Path, cube
     assert (batch.text.valid[there][:, 1] >= torch.minimum(ends, support[:, 1])).all()
 
     torch.manual_seed(0)
-    model, draws, noise = checkpoint.build(plan).train(), torch.Generator(), torch.Generator()
+    model, noise = checkpoint.build(plan).train(), torch.Generator()
     optimiser = torch.optim.Adam(model.parameters(), lr=2e-3)
-    drops, period = perturb(batch, draws)
     falls = []
     for _ in range(25):
-        loss, parts = objective(model, batch, drops, period, plan, noise)
+        loss, parts = objective(model, batch, plan, noise)
         falls.append(parts["text"].item())
         optimiser.zero_grad()
         loss.backward()

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from aefcli import recipe
-from aefcli.batch import DAY, Frames
+from aefcli import recipe, sample
+from aefcli.batch import DAY, Batch, Frames
 from aefcli.cube import Cube, open_cube, write_cube
 from aefcli.extent import Period
 from aefcli.sources import INPUTS, SOURCES
+from aefcli.text import Texts
 
 YEAR = Period.parse("2023")
 
@@ -37,6 +39,13 @@ def toy_recipe(**tables: dict[str, object]) -> recipe.Recipe:
     }
     plan = recipe.load("nano").replace(**small)
     return plan.replace(**tables) if tables else plan
+
+
+def stream(
+    cubes: Sequence[Cube], plan: recipe.Recipe, texts: Texts | None = None, **options: int
+) -> Generator[Batch, None, None]:
+    """Training batches of a table of samples drawn for them."""
+    return sample.batches(cubes, sample.draw(cubes, plan, texts), plan, texts=texts, **options)
 
 
 def noise_frames(name: str, *, b: int = 2, t: int = 4, side: int = 32, seed: int = 0) -> Frames:

@@ -2,6 +2,7 @@
 
     app       what all commands share: the Typer app, common options, printing, errors and exit codes
     cubes     simulate, fetch, attach, verify, repair
+    samples   samples
     models    text, train, embed
     scores    eval
     maps      map
@@ -12,7 +13,7 @@ A command stands beside the helpers that it alone uses.
 """
 
 # The order of these imports is the order of the commands in `aef --help`: that of a user's day.
-from aefcli.cli import cubes, models, scores, maps, show, recipes  # isort: skip
+from aefcli.cli import cubes, samples, models, scores, maps, show, recipes  # isort: skip
 from aefcli.cli.app import main
 
-__all__ = ["cubes", "main", "maps", "models", "recipes", "scores", "show"]
+__all__ = ["cubes", "main", "maps", "models", "recipes", "samples", "scores", "show"]

@@ -335,8 +335,9 @@ def main() -> NoReturn:
         code = _fail(told)
     if code > 128:  # Typer, too, makes 130 of Ctrl-C
         ended = f"ended by {signal.Signals(code - 128).name}"
-        print(f"aef: {ended} (run the same command again)", file=sys.stderr)
-        _document(code, ended, "run the same command again")
+        hint = f"run the same command {'with --resume' if 'train' in sys.argv[1:2] else 'again'}"
+        print(f"aef: {ended} ({hint})", file=sys.stderr)
+        _document(code, ended, hint)
         _leave(code)
     sys.stdout.flush()
     raise SystemExit(code)

@@ -162,7 +162,7 @@ def plot(
         picture = report.curves_png(Run(store), destination(store, out or store / "curves.png"))
     else:
         raise BadInput(
-            f"{store} is neither a cube, nor an embedding field, nor a run", "aef fetch, embed and train make them"
+            f"{store} is neither a cube nor an embedding field nor a run", "aef fetch, embed and train make them"
         )
     return Result("plot", [picture], {"drawn": family})
 

@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from aefcli.watch import Look, Picture
 
 _SIDE, _GAP = 150, 12  # pixels: of a panel, between sources
-_LEFT, _TOP, _ROW, _FOOT = 14, 74, 22, 18
+_WIDTH = 640  # of the picture, at least
+_LEFT, _TOP, _ROW, _FOOT = 14, 70, 22, 18
 _COLOURS = {"sentinel-2": ("B04", "B03", "B02"), "landsat": ("B4", "B3", "B2")}  # red, green, blue
 _PAIRS = {"sentinel-1": ("VV", "VH"), "palsar-2": ("HH", "HV")}  # and their difference for blue
 _GREY = "#e4e4e4"  # where there is nothing
 _SMOOTH = 50  # parts of a curve that its mean runs over
-_PANEL = (580, 290)  # pixels of a panel of curves
+_ACROSS, _PANEL = 3, (400, 270)  # panels of curves in a row, pixels of one with its margins
 
 
 # --- a look -----------------------------------------------------------------------------------------------------------
@@ -43,12 +44,13 @@ def look_png(look: Look, path: Path) -> Path:
     rows, columns = len(look.embeddings), 2 * len(look.pictures) + 1
     notes = _notes(look.numbers)
     width = 2 * _LEFT + columns * (_SIDE + 2) + len(look.pictures) * _GAP
-    height = _TOP + rows * (_SIDE + _ROW) + _FOOT * len(notes) + 12
+    width = max(width, _WIDTH)
+    height = _TOP + rows * (_SIDE + _ROW) + _FOOT * len(notes) + 20
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
 
     def panel(row: int, column: int) -> Axes:
         x = _LEFT + column * (_SIDE + 2) + column // 2 * _GAP
-        y = height - _TOP - (row + 1) * (_SIDE + _ROW) + _ROW
+        y = height - _TOP - (row + 1) * (_SIDE + _ROW)
         axes = figure.add_axes((x / width, y / height, _SIDE / width, _SIDE / height))
         axes.set(xticks=[], yticks=[], facecolor=_GREY)
         return axes
@@ -59,7 +61,13 @@ def look_png(look: Look, path: Path) -> Path:
         figure.text(x / width, 1 - 58 / height, below, fontsize=8.5, va="center")
 
     step = f", step {int(path.stem)}" if path.stem.isdecimal() else ""
-    figure.text(_LEFT / width, 1 - 16 / height, f"Frames held out from the model{step}", fontsize=11, va="center")
+    figure.text(
+        _LEFT / width,
+        1 - 16 / height,
+        f"Frames held out from the model{step}; grey: cloud, or no data",
+        fontsize=11,
+        va="center",
+    )
     for index, picture in enumerate(look.pictures):
         head(2 * index, picture.source, "held out")
         head(2 * index + 1, "", "reconstructed")
@@ -161,16 +169,17 @@ def curves_png(run: Run, path: Path) -> Path:
     log = records(run)
     if not log:
         raise BadInput(f"{run.path} has no step in its log yet", "wait for aef train, or go on with --resume")
-    panels = [(title, unit, curves) for title, unit, curves in _panels(log) if curves]
-    rows = -(-len(panels) // 2)
-    size = (2 * _PANEL[0], rows * _PANEL[1] + 40)
-    figure = Figure(figsize=(size[0] / DPI, size[1] / DPI), dpi=DPI, layout="constrained")
-    figure.suptitle(f"{run.path.resolve().name}: {log[-1]['step']} steps", fontsize=11)
-    grid = np.atleast_1d(figure.subplots(rows, 2)).ravel()
-    for axes, (title, unit, curves) in zip(grid, panels, strict=False):
+    panels = [panel for panel in _panels(log) if panel[2]]
+    rows, (width, height) = -(-len(panels) // _ACROSS), _PANEL
+    size = (_ACROSS * width, rows * height + 36)
+    figure = Figure(figsize=(size[0] / DPI, size[1] / DPI), dpi=DPI)
+    figure.text(14 / size[0], 1 - 18 / size[1], f"{run.path.resolve().name}: {log[-1]['step']} steps", fontsize=11)
+    for index, (title, unit, curves) in enumerate(panels):
+        row, column = divmod(index, _ACROSS)
+        x, y = column * width + 62, (rows - 1 - row) * height + 42
+        axes = figure.add_axes((x / size[0], y / size[1], (width - 80) / size[0], (height - 72) / size[1]))
+        axes.set_xlim(0, log[-1]["step"] + 1)
         _draw(axes, title, unit, curves)
-    for axes in grid[len(panels) :]:
-        axes.remove()
     save(figure, path)
     return path
 
@@ -179,11 +188,10 @@ def _panels(log: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, list[Curve
     """Title, unit and curves of every panel."""
     parts = list(dict.fromkeys(name for line in log for name in line["parts"]))
     looks = [line for line in log if line.get("look")]
-    told = list(dict.fromkeys(name for line in looks for name in line["look"]))
     sources = [name for name in parts if name in SOURCES and name != "text"]
 
-    def of(key: str, label: str = "") -> list[Curve]:
-        return _curve(label or key, log, lambda line: line.get(key))
+    def of(key: str) -> list[Curve]:
+        return _curve(key, log, lambda line: line.get(key))
 
     def part(name: str) -> list[Curve]:
         return _curve(name, log, lambda line: line["parts"].get(name))
@@ -191,27 +199,22 @@ def _panels(log: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, list[Curve
     def measured(name: str, label: str, style: str = "o-") -> list[Curve]:
         return _curve(label, looks, lambda line: line["look"].get(name), style)
 
-    held = [f"{kind}/{source}" for source in sources for kind in ("l1", "median")]
+    both = (("l1", "{}", "o-"), ("median", "_{}", ":"))  # an underscore keeps a name out of the legend
+    held = [
+        curve
+        for source in sources
+        for kind, label, style in both
+        for curve in measured(f"{kind}/{source}", label.format(source), style)
+    ]
     return [
         ("loss", "weighted sum", of("loss")),
         ("its other terms", "", [curve for name in parts if name not in sources for curve in part(name)]),
         ("reconstruction in training", "sigmas; classes: nats", [curve for name in sources for curve in part(name)]),
-        (
-            "held-out frames at held-out places",
-            "L1, sigmas",
-            [
-                curve
-                for name in held
-                if name in told
-                for curve in measured(
-                    name, name.replace("l1/", "").replace("/", " of "), "o-" if name.startswith("l1") else ":"
-                )
-            ],
-        ),
-        ("uniformity of held-out places", "mean |cosine|", measured("uniformity", "uniformity")),
+        ("held-out frames (dotted: the pixel's median)", "L1, sigmas", held),
+        ("uniformity at looks", "mean |cosine|", measured("uniformity", "uniformity")),
         ("effective rank", "of 64", measured("rank", "rank")),
         ("linear probes", "R2", [curve for name in _TOLD for curve in measured(name, name[3:])]),
-        ("learning rate", "", of("lr", "rate")),
+        ("learning rate", "", _curve("rate", log, lambda line: line.get("lr"), "solid")),
         ("norm of the gradient", "", of("norm")),
         ("frames read", "per second", of("frames")),
         ("waiting for data", "share of a step", of("wait")),
@@ -240,19 +243,23 @@ def _broken(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _draw(axes: Axes, title: str, unit: str, curves: Sequence[Curve]) -> None:
-    for number, (label, steps, values, style) in enumerate(curves):
-        colour = f"C{number // 2 if any(one[3] == ':' for one in curves) else number}"
+    names = list(dict.fromkeys(label.removeprefix("_") for label, *_ in curves))
+    for label, steps, values, style in curves:
+        colour = f"C{names.index(label.removeprefix('_'))}"
         if style == "-":
             axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.7)
             values = _smoothed(values)
-        axes.plot(steps, values, style, color=colour, linewidth=1.4, markersize=3, label=label)
+        line, marker = ("-", "o") if style == "o-" else (style, None)
+        axes.plot(steps, values, linestyle=line, marker=marker, color=colour, linewidth=1.4, markersize=3, label=label)
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, 0), high + 0.15 * (high - min(low, 0)) * (len(curves) > 1))  # room for the names
     axes.set_title(title, fontsize=9.5, loc="left")
     axes.set_ylabel(unit, fontsize=8)
     axes.set_xlabel("step", fontsize=8)
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.3, linewidth=0.5)
     if len(curves) > 1:
-        axes.legend(fontsize=7.5, frameon=False, ncols=2)
+        axes.legend(fontsize=7.5, frameon=False, ncols=2, loc="upper right")
 
 
 def _smoothed(values: np.ndarray) -> np.ndarray:

@@ -33,20 +33,28 @@ class _Held:
 
 
 class Cubes:
-    """Open cubes, of the sources that a recipe asks for. All are held in memory, or all are read from disk.
+    """Open cubes, of the sources that a recipe asks for. If they all find room they are held in memory; else those that
+    lie on disk are read from there.
 
     Sent to another process they share that memory with it; there, what is on disk is opened when first asked for.
     """
 
-    def __init__(self, cubes: Sequence[Cube], recipe: Recipe, *, share: bool = False, most: int = _PRELOAD) -> None:
+    def __init__(self, cubes: Sequence[Cube], recipe: Recipe, *, share: bool = False, most: int | None = None) -> None:
         cubes = [_only(cube, recipe) for cube in cubes]
         self._bare = [_with(cube, {name: {} for name in cube.sources}) for cube in cubes]
         self._open, self._block = dict(enumerate(cubes)), torch.empty(0, dtype=torch.uint8)
         self._held: dict[int, dict[str, dict[str, _Held]]] = {}
         every = {place: array for number, cube in self._open.items() for place, array in _arrays(number, cube)}
-        room = min(most, shutil.disk_usage(_SHARED).free // 2) if share and _SHARED.exists() else most
-        if sum(array.nbytes for array in every.values()) <= room:
-            self._load(every, share)
+        room = _PRELOAD if most is None else most
+        if share and _SHARED.exists():
+            room = min(room, shutil.disk_usage(_SHARED).free // 2)
+        on_disk = {number for (number, *_), array in every.items() if not isinstance(array, np.ndarray)}
+        at_hand = {number for (number, *_), array in every.items() if isinstance(array, np.ndarray)}
+        roomy = sum(array.nbytes for array in every.values()) <= room
+        # What was never on disk can be sent from memory alone; what is in memory need not be loaded for this process.
+        chosen = at_hand if share else at_hand & on_disk
+        chosen |= on_disk if roomy else set()
+        self._load({place: array for place, array in every.items() if place[0] in chosen}, share)
 
     def _load(self, arrays: Mapping[tuple[int, str, str], Any], share: bool) -> None:
         """Into one block: a process keeps a file open for each that it shares."""
@@ -60,7 +68,7 @@ class Cubes:
             held.of(self._block)[...] = array[:]
             self._held.setdefault(number, {}).setdefault(name, {})[key] = held
             first += rooms.pop(0)
-        self._open = {}
+        self._open = {number: cube for number, cube in self._open.items() if number not in self._held}
 
     def __getitem__(self, number: int) -> Cube:
         if number not in self._open:

@@ -9,6 +9,7 @@ import numpy as np
 from aefcli.cube import Cube, CubeSource
 from aefcli.extent import Period, Tile
 from aefcli.recipe import Moments, Recipe
+from aefcli.sample.memory import Cubes
 from aefcli.sample.table import Samples
 from aefcli.sample.window import in_period, transformed
 from aefcli.sources import SOURCES, Source
@@ -24,10 +25,13 @@ def measure(cubes: Sequence[Cube], samples: Samples, recipe: Recipe) -> dict[str
     band that was never delivered, or never varied, has those of the table of sources.
     """
     train, found = samples.of("train"), dict(recipe.statistics)
+    asked = [name for name in (*recipe.data.sources, *recipe.data.targets) if SOURCES[name].kind == "continuous"]
+    if not set(asked) - set(found):
+        return found
     rows = np.unique(np.linspace(0, len(train) - 1, _ROWS).astype(int))
-    given = {str(cube.path): cube for cube in cubes}
-    for name in (*recipe.data.sources, *recipe.data.targets):
-        if name in found or SOURCES[name].kind != "continuous":
+    given = {str(cube.path): cube for cube in Cubes(cubes, recipe)}
+    for name in asked:
+        if name in found:
             continue
         row, sums = SOURCES[name], np.zeros((3, len(SOURCES[name].bands)))
         for one in rows:
@@ -42,10 +46,11 @@ def measure(cubes: Sequence[Cube], samples: Samples, recipe: Recipe) -> dict[str
 
 
 def _sums(source: CubeSource, tile: Tile, support: Period) -> np.ndarray:
-    """How many clear values each band of the table has in a few frames, their sum and that of their squares (3, c)."""
+    """Of each band: how many clear values a few frames have, their sum and that of their squares (3, c)."""
     sums, frames = np.zeros((3, len(source.source.bands))), in_period(source, support)
     if source.source.static:
         frames = np.array([np.abs(source.times - (support.start + support.end) // 2).argmin()])
+    frames = frames[source.clear(tile, frames).any(axis=(1, 2))] if len(frames) else frames
     if not len(frames):
         return sums
     frames = frames[np.unique(np.linspace(0, len(frames) - 1, _FRAMES).astype(int))]

@@ -63,7 +63,7 @@ def validation(
     """`count` batches of the places that are held out, the same at every call."""
     held = samples.of("validation")
     plan = Plan(held if len(held) else samples.of("train"), cubes, recipe)
-    reader = Reader(Cubes(cubes, recipe, most=0), recipe, texts)
+    reader = Reader(Cubes(cubes, recipe), recipe, texts)
     found = Validation(reader(plan.work(number, (0, number), 0, 1)) for number in range(count))
     found.held_out = len(held) > 0
     return found

@@ -7,7 +7,7 @@ fixed grid of its cube; validation takes whole sites, and no ground is in both s
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -52,7 +52,7 @@ class Samples:
     start: np.ndarray  # int64, ms since 1970 UTC, half open: the support period
     end: np.ndarray
     split: np.ndarray  # str, "train" or "validation"
-    cubes: tuple[str, ...]  # all that it was drawn from, those without a row too
+    cubes: Mapping[str, str]  # path and key of all that it was drawn from, those without a row too
 
     def __len__(self) -> int:
         return len(self.top)
@@ -75,7 +75,7 @@ class Samples:
         import pyarrow.parquet as pq
 
         columns = {name: pa.array(getattr(self, name)) for name in COLUMNS}
-        about = {_FORMAT: b"1", _CUBES: json.dumps(self.cubes).encode()}
+        about = {_FORMAT: b"1", _CUBES: json.dumps(dict(self.cubes)).encode()}
         sink = pa.BufferOutputStream()
         pq.write_table(pa.table(columns).replace_schema_metadata(about), sink)
         try:
@@ -115,36 +115,56 @@ def _read(path: Path) -> Samples:
     if about.get(_FORMAT) != b"1" or set(COLUMNS) - set(table.column_names):
         raise BadInput(f"{path} is no table of samples", hint)
     columns = {name: table[name].to_numpy() for name in COLUMNS}
-    return Samples(**columns, cubes=tuple(json.loads(about[_CUBES])))
+    return Samples(**columns, cubes=json.loads(about[_CUBES]))
 
 
 def _fitted(samples: Samples, cubes: Sequence[Cube], recipe: Recipe) -> Samples:
     """The table under the paths that the cubes are opened by now."""
-    given = {str(cube.path.resolve()): cube for cube in cubes}
-    drawn = {path: str(Path(path).resolve()) for path in samples.cubes}
-    if absent := sorted(set(drawn.values()) - set(given)):
-        raise BadInput(
-            f"it was drawn from {absent[0]} too, which is not given", "give the cubes that it was drawn from"
-        )
-    if new := sorted(set(given) - set(drawn.values())):
-        raise BadInput(f"it was not drawn from {new[0]}", "aef samples CUBE ... draws a table from all of them")
     if (odd := samples.side != recipe.data.patch).any():
         side = samples.side[odd][0]
         raise BadInput(f"its windows are of {side} px, the recipe's data.patch is {recipe.data.patch}", "draw another")
     if not len(samples.of("train")):
         raise BadInput("it has no row to train on", "draw another")
-    bottom, right = samples.top + samples.side, samples.left + samples.side
     paths = np.empty(len(samples), dtype=object)
-    for path in samples.cubes:
-        cube, rows = given[drawn[path]], samples.cube == path
-        paths[rows] = str(cube.path)
-        inside = (np.minimum(samples.top, samples.left) >= 0) & (bottom <= cube.shape[0]) & (right <= cube.shape[1])
-        if outside := int((rows & ~inside).sum()):
-            raise BadInput(f"{outside} of its windows lie outside {cube.path}, {cube.shape[0]}x{cube.shape[1]} px")
-        known = (samples.start >= cube.period.start) & (samples.end <= cube.period.end)
-        if outside := int((rows & ~known).sum()):
-            raise BadInput(f"{outside} of its periods lie outside that of {cube.path}, {cube.period}", "draw another")
-    return replace(samples, cube=paths, cubes=tuple(str(cube.path) for cube in cubes))
+    for path, cube in _paired(samples, cubes).items():
+        mine = samples.cube == path
+        _check_inside(samples.at(mine), cube)
+        paths[mine] = str(cube.path)
+    return replace(samples, cube=paths, cubes={str(cube.path): cube.key for cube in cubes})
+
+
+def _paired(samples: Samples, cubes: Sequence[Cube]) -> dict[str, Cube]:
+    """Which cube each path of the table is: the one of that path, else the one of that key, which was moved."""
+    left, found = list(cubes), {}
+    for same in (_same_path, _same_key):
+        for path, key in samples.cubes.items():
+            if path not in found and (those := [cube for cube in left if same(cube, path, key)]):
+                found[path] = those[0]
+                left.remove(those[0])
+    if absent := sorted(set(samples.cubes) - set(found)):
+        raise BadInput(f"it was drawn from {absent[0]} too, which is not given", "give all the cubes that it is of")
+    if left:
+        raise BadInput(f"it was not drawn from {left[0].path}", "aef samples CUBE ... draws a table from all of them")
+    return found
+
+
+def _same_path(cube: Cube, path: str, key: str) -> bool:
+    return cube.path.resolve() == Path(path).resolve()
+
+
+def _same_key(cube: Cube, path: str, key: str) -> bool:
+    return cube.key == key
+
+
+def _check_inside(rows: Samples, cube: Cube) -> None:
+    bottom, right = rows.top + rows.side, rows.left + rows.side
+    inside = (np.minimum(rows.top, rows.left) >= 0) & (bottom <= cube.shape[0]) & (right <= cube.shape[1])
+    if not inside.all():
+        size = f"{cube.shape[0]}x{cube.shape[1]} px"
+        raise BadInput(f"{(~inside).sum()} of its windows lie outside {cube.path}, {size}", "draw another")
+    known = (rows.start >= cube.period.start) & (rows.end <= cube.period.end)
+    if not known.all():
+        raise BadInput(f"{(~known).sum()} of its periods lie outside {cube.period} of {cube.path}", "draw another")
 
 
 # --- drawing --------------------------------------------------------------------------------------------------------
@@ -200,9 +220,8 @@ def draw(cubes: Sequence[Cube], recipe: Recipe, texts: Texts | None = None) -> S
     split = _split(names, Grounds(cubes).of(which, boxes), recipe)
     paths = np.array([str(cube.path) for cube in cubes], dtype=object)
     side = np.full(len(which), recipe.data.patch)
-    samples = Samples(
-        paths[which], names.astype(object), top, left, side, start, end, split, tuple(str(cube.path) for cube in cubes)
-    )
+    known = {str(cube.path): cube.key for cube in cubes}
+    samples = Samples(paths[which], names.astype(object), top, left, side, start, end, split, known)
     return samples.at(split != "")
 
 

@@ -36,49 +36,56 @@ def normalise(
         if moments is not None:
             place = source.source.bands.index(band)
             band = replace(band, mean=moments.mean[place], std=moments.std[place])
-        _fill(out[:, index], stored[:, index], source, frames, index, band)
+        _fill(out[:, index], stored[:, index], source, frames, index, band, _CLIP)
     delivered = source.delivered[frames]
-    lacks = np.isnan(out) & delivered[:, :, None, None]
+    lacks = np.isnan(out)
+    if delivered.all() and not lacks.any():
+        return out, np.ones((len(out), *out.shape[2:]), dtype=bool)
+    lacks &= delivered[:, :, None, None]
     present = ~lacks.any(axis=1) & delivered.any(axis=1)[:, None, None]
-    kept = present[:, None] & delivered[:, :, None, None]
-    return np.where(kept, np.clip(out, -_CLIP, _CLIP), np.float32(0)), present
+    return np.where(present[:, None] & delivered[:, :, None, None], out, np.float32(0)), present
 
 
 def transformed(stored: np.ndarray, source: CubeSource, frames: np.ndarray, band: str) -> np.ndarray:
     """One band's stored values (t h w) on the scale that is standardised, float32; NaN where there is no value."""
     out = np.empty(stored.shape, dtype="float32")
     plain = replace(source.source.band(band), mean=0.0, std=1.0)
-    _fill(out, stored, source, frames, source.bands.index(band), plain)
+    _fill(out, stored, source, frames, source.bands.index(band), plain, np.inf)
     return out
 
 
-def _fill(out: np.ndarray, stored: np.ndarray, source: CubeSource, frames: np.ndarray, index: int, band: Band) -> None:
+def _fill(
+    out: np.ndarray,
+    stored: np.ndarray,
+    source: CubeSource,
+    frames: np.ndarray,
+    index: int,
+    band: Band,
+    clip: float,
+) -> None:
     """One band's frames (t h w) in sigmas, NaN where there is no value. Frames of one scale and offset go together."""
-    numbers = np.stack([source.scale[frames, index], source.offset[frames, index]], axis=1)
-    for scale, offset in np.unique(numbers, axis=0):
-        same = (numbers == (scale, offset)).all(axis=1)
-        whole = same.all()
-        some = stored if whole else stored[same]
-        if stored.dtype in ("uint8", "uint16"):
-            table = _table(band, stored.dtype.name, source.source.nodata, float(scale), float(offset))
-            found = table[some]
+    numbers = list(zip(source.scale[frames, index].tolist(), source.offset[frames, index].tolist(), strict=True))
+    for scale, offset in (found := dict.fromkeys(numbers)):
+        same = slice(None) if len(found) == 1 else np.array([each == (scale, offset) for each in numbers])
+        how = (band, source.source.nodata, scale, offset, clip)
+        if stored.dtype.name in ("uint8", "uint16"):
+            out[same] = _table(stored.dtype.name, *how)[stored[same]]
         else:
-            found = _sigmas(some, band, source.source.nodata, scale, offset)
-        out[same] = found
+            out[same] = _sigmas(stored[same], *how)
 
 
 @lru_cache(maxsize=128)
-def _table(band: Band, dtype: str, nodata: float, scale: float, offset: float) -> np.ndarray:
+def _table(dtype: str, band: Band, nodata: float, scale: float, offset: float, clip: float) -> np.ndarray:
     """What each number that can be stored is: to look it up takes a fifth of the time that its logarithm takes."""
-    return _sigmas(np.arange(np.iinfo(dtype).max + 1, dtype=dtype), band, nodata, scale, offset)
+    return _sigmas(np.arange(np.iinfo(dtype).max + 1, dtype=dtype), band, nodata, scale, offset, clip)
 
 
-def _sigmas(stored: np.ndarray, band: Band, nodata: float, scale: float, offset: float) -> np.ndarray:
+def _sigmas(stored: np.ndarray, band: Band, nodata: float, scale: float, offset: float, clip: float) -> np.ndarray:
     there = valid(stored, nodata)
-    value = transform(np.where(there, stored * scale + offset, 1.0), band.transform)
+    value = transform(np.where(there, stored * np.float64(scale) + offset, 1.0), band.transform)
     if band.valid is not None:
         there &= (value >= band.valid[0]) & (value <= band.valid[1])
-    return np.where(there, (value - band.mean) / band.std, np.nan).astype("float32")
+    return np.where(there, np.clip((value - band.mean) / band.std, -clip, clip), np.nan).astype("float32")
 
 
 def _indices(stored: np.ndarray, classes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -96,6 +103,10 @@ def window(cube: Cube, name: str, tile: Tile, frames: np.ndarray, statistics: St
     inside = Tile(max(tile.top, 0), max(tile.left, 0), min(tile.bottom, height), min(tile.right, width))
     stored, weight = source.read(inside, frames)
     values, there = normalise(stored, source, frames, statistics)
+    time, meta = torch.from_numpy(source.times[frames])[None], torch.from_numpy(source.meta[frames])[None]
+    if inside == tile and len(source.bands) == len(bands):
+        has, clear = torch.from_numpy(source.delivered[frames]), torch.from_numpy(there & (weight > 0)).float()
+        return Frames(torch.from_numpy(values)[None], torch.from_numpy(there)[None], has[None], clear[None], time, meta)
     place = (
         slice(inside.top - tile.top, inside.bottom - tile.top),
         slice(inside.left - tile.left, inside.right - tile.left),
@@ -109,7 +120,6 @@ def window(cube: Cube, name: str, tile: Tile, frames: np.ndarray, statistics: St
     pixels[(0, slice(None), columns, *place)] = torch.from_numpy(values)
     present[(0, slice(None), *place)] = torch.from_numpy(there)
     clear[(0, slice(None), *place)] = torch.from_numpy((there & (weight > 0)).astype("float32"))
-    time, meta = torch.from_numpy(source.times[frames])[None], torch.from_numpy(source.meta[frames])[None]
     return Frames(pixels, present, has, clear, time, meta)
 
 
