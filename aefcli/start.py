@@ -129,7 +129,6 @@ def _data(run: Run) -> dict[str, Any]:
 
 
 def _about(cube: Cube) -> dict[str, Any]:
-    collections = dict(cube.attrs.get("aef:request", {}).get("collections", {}))
     return {
         "path": str(cube.path.resolve()),
         "key": cube.key,
@@ -137,11 +136,30 @@ def _about(cube: Cube) -> dict[str, Any]:
         "shape": list(cube.shape),
         "gsd": abs(cube.grid.resolution.x),
         "period": [cube.period.start, cube.period.end],
+        "simulated": _simulated(cube),
         "sources": {
-            name: {"frames": len(source.times), "collections": [collections[name]] if name in collections else []}
+            name: {"frames": len(source.times), "collections": _collections(cube, name)}
             for name, source in cube.sources.items()
         },
     }
+
+
+def _simulated(cube: Cube) -> bool | None:
+    """Whether the cube was fetched from the archive of a made-up world; None where that is not known."""
+    catalog = cube.attrs.get("aef:request", {}).get("catalog")
+    if catalog is None or "://" in catalog:
+        return None if catalog is None else False
+    try:
+        return str(json.loads(Path(catalog).read_text()).get("id")).startswith("made-up-world")
+    except (OSError, ValueError):
+        return None
+
+
+def _collections(cube: Cube, name: str) -> list[str]:
+    """The collections that a source of a cube on disk was fetched from."""
+    about = cube.path / name / "zarr.json"
+    found = json.loads(about.read_text())["attributes"].get("aef:collection") if about.is_file() else None
+    return [found] if found else []
 
 
 def _dumped(recipe: Recipe) -> dict[str, Any]:

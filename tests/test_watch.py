@@ -162,11 +162,13 @@ def test_pixels_that_no_frame_showed_have_no_embedding() -> None:
     batch = noise_batch()
     for frames in batch.inputs.values():
         frames.present[0, :, :10] = False
+    batch.targets["glo-30"].pixels[0, :, :, :10] = 1e6  # counted by nobody
     found = look(checkpoint.build(PLAN), [batch], PLAN, CPU)
     blank = np.isnan(found.embeddings).all(axis=-1)
     assert blank[0, :10].all()
     assert not blank[0, 10:].any()
     assert not blank[1:].any()
+    assert found.numbers["l1/glo-30"] < 10
     made = next(picture.made for picture in found.pictures if picture.source == "glo-30")
     assert np.array_equal(np.isnan(made).all(axis=-1), blank)
 
@@ -268,6 +270,10 @@ def test_r2_is_one_of_what_is_linear_and_none_of_noise() -> None:
     assert watch._r2(vectors, linear, taught) == pytest.approx(1, abs=1e-3)
     assert watch._r2(vectors, half, taught) == pytest.approx(0.5, abs=0.1)
     assert watch._r2(vectors, rng.normal(size=(600, 2, 3)), taught) == pytest.approx(0, abs=0.1)
+    wide = rng.normal(size=(600, 64))  # which fits noise by a fifth where it was taught
+    told = watch._r2(wide, rng.normal(size=(600, 2, 3)), taught)
+    assert told is not None
+    assert told < 0.05
     linear[::3, 0] = np.nan
     assert watch._r2(vectors, linear, taught) == pytest.approx(1, abs=1e-3)
     assert watch._r2(vectors, linear, np.arange(600) < 10) is None
