@@ -155,7 +155,7 @@ def restore(run: Run, recipe: Recipe, model: Model, optimiser: torch.optim.Optim
         if name.startswith("adam."):
             parameter, key = name.removeprefix("adam.").rsplit(".", 1)
             states.setdefault(parameter, {})[key] = tensor
-    adam = {"state": states, "param_groups": [{**optimiser.param_groups[0], "params": list(states)}]}
+    adam: Any = {"state": states, "param_groups": [{**optimiser.param_groups[0], "params": list(states)}]}
     whole = StateDictOptions(full_state_dict=True)
     set_state_dict(model, optimiser, model_state_dict=weights, optim_state_dict=adam, options=whole)
     for weight, state in optimiser.state.items():  # fused Adam goes through memory: laid out as the weights are

@@ -67,13 +67,13 @@ def own(draw: Callable[[int], Tensor], rows: int) -> Tensor:
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(context: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(context: Any, x: Tensor) -> Tensor:
         parts = [torch.empty_like(x) for _ in range(size())]
         dist.all_gather(parts, x.contiguous())
         return torch.cat(parts)
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(context: Any, gradient: Tensor) -> Tensor:
         whole = gradient.contiguous()
         dist.all_reduce(whole)
         return whole.chunk(size())[rank()]

@@ -136,6 +136,7 @@ def _about(cube: Cube) -> dict[str, Any]:
         "shape": list(cube.shape),
         "gsd": abs(cube.grid.resolution.x),
         "period": [cube.period.start, cube.period.end],
+        "bbox": cube.attrs.get("aef:request", {}).get("bbox"),
         "simulated": _simulated(cube),
         "sources": {
             name: {"frames": len(source.times), "collections": _collections(cube, name)}
@@ -150,7 +151,7 @@ def _simulated(cube: Cube) -> bool | None:
     if catalog is None or "://" in catalog:
         return None if catalog is None else False
     try:
-        return str(json.loads(Path(catalog).read_text()).get("id")).startswith("made-up-world")
+        return "aef:simulate" in json.loads(Path(catalog).read_text())
     except (OSError, ValueError):
         return None
 

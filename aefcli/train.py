@@ -71,11 +71,17 @@ def train(start: Start, device: torch.device, stop: Callable[[], bool] = lambda:
     step_of = _laid_out(model, recipe, device)
     optimiser = torch.optim.Adam(model.parameters(), lr=recipe.train.lr, fused=True)
     done = checkpoint.restore(run, recipe, model, optimiser)
-    data = start.cubes, start.samples, recipe
-    held = validation(*data, LOOKED, texts=start.texts)
-    looks: list[dict[str, float]] = []
-    dealt = {"rank": parallel.rank(), "world": parallel.size(), "texts": start.texts}
-    stream = batches(*data, first=done + 1, **dealt)
+    held = validation(start.cubes, start.samples, recipe, LOOKED, texts=start.texts)
+    looks = [record["look"] for record in checkpoint.records(run) if "look" in record]
+    stream = batches(
+        start.cubes,
+        start.samples,
+        recipe,
+        first=done + 1,
+        rank=parallel.rank(),
+        world=parallel.size(),
+        texts=start.texts,
+    )
     with closing(stream):
         for step in range(done + 1, recipe.train.steps + 1):
             began = time.perf_counter()
@@ -148,7 +154,7 @@ def _laid_out(model: Model, recipe: Recipe, device: torch.device) -> nn.Module:
     if recipe.train.shard:
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-        model.to(memory_format=torch.contiguous_format)  # it takes no other
+        model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # it takes no other
         for block in model.blocks:
             fully_shard(block)
         fully_shard(model)

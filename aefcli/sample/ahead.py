@@ -7,6 +7,7 @@ begun.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -26,7 +27,7 @@ Read = Callable[[Work], Batch]
 
 
 def read_ahead(works: Iterator[Work], read: Read, workers: int) -> Generator[Batch, None, None]:
-    """The batches of some works in their order, with `workers` processes that read them; 0: this one does.
+    """The batches of some works in their order. `workers` processes read them, at most one a core; 0: this one does.
 
     Raises what `read` raises. A loader process that was killed raises NoResources.
     """
@@ -70,7 +71,7 @@ def _by_processes(works: Iterator[Work], read: Read, workers: int) -> Generator[
         _Remote(read),
         sampler=works,
         batch_size=None,
-        num_workers=workers,
+        num_workers=min(workers, _cores()),
         prefetch_factor=_AHEAD,
         collate_fn=_as_it_is,
         worker_init_fn=_deaf,
@@ -89,6 +90,10 @@ def _by_processes(works: Iterator[Work], read: Read, workers: int) -> Generator[
         raise NoResources(f"a loader process died: {error}", "give it more memory, or set data.workers = 0") from error
     finally:
         found._shutdown_workers()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _as_it_is(found: Any) -> Any:
