@@ -129,14 +129,15 @@ def _data(run: Run) -> dict[str, Any]:
 
 
 def _about(cube: Cube) -> dict[str, Any]:
+    bbox = cube.attrs.get("aef:request", {}).get("bbox")
     return {
+        **({"bbox": bbox} if bbox else {}),
         "path": str(cube.path.resolve()),
         "key": cube.key,
         "crs": str(cube.grid.crs),
         "shape": list(cube.shape),
         "gsd": abs(cube.grid.resolution.x),
         "period": [cube.period.start, cube.period.end],
-        "bbox": cube.attrs.get("aef:request", {}).get("bbox"),
         "simulated": _simulated(cube),
         "sources": {
             name: {"frames": len(source.times), "collections": _collections(cube, name)}
