@@ -44,6 +44,10 @@ class Frames:
         """Every frame as a sample of its own: (b, t, ...) to (b t, 1, ...)."""
         return _changed(self, lambda tensor: tensor.flatten(0, 1)[:, None])
 
+    def at(self, rows: slice) -> Frames:
+        """Some samples."""
+        return _changed(self, lambda tensor: tensor[rows])
+
     def to(self, device: torch.device) -> Frames:
         return _changed(self, lambda tensor: tensor.to(device))
 
@@ -68,14 +72,14 @@ class Student:
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs of every source (ragged t), k target frames of each, and the valid period of each target.
+    """Inputs of every source (ragged t), k target frames of each, and a valid period around the first of them.
 
     k is the recipe's `loss.targets` for inputs, 1 for a source that is decoded alone.
     """
 
     inputs: Mapping[str, Frames]
     targets: Mapping[str, Frames]
-    valid: Mapping[str, Int[Tensor, "b k 2"]]  # ms since 1970 UTC, half open
+    valid: Mapping[str, Int[Tensor, "b 2"]]  # ms since 1970 UTC, half open
     support: Int[Tensor, "b 2"]
     apart: Bool[Tensor, " b"]  # no ground in common with the sample before; of the first, with the last
     text: Text | None = None
@@ -156,7 +160,7 @@ def make_batch(
     generator: Generators,
     targets: int = 1,
 ) -> Batch:
-    """Hold `targets` frames of each input out, draw a valid period around each [paper eq. 3], and draw the student.
+    """Hold `targets` frames of each input out, draw a valid period around the first [paper eq. 3], and the student.
 
     `alone` holds the one frame of each source that is a target and no input. All samples count as apart.
     """
@@ -164,7 +168,8 @@ def make_batch(
     for name, source in frames.items():
         inputs[name], held[name] = hold_out(source, targets, generator)
     held |= alone
-    valid = {name: draw_valid(support, target.time, whole_support, generator) for name, target in held.items()}
+    around = {name: target.time[:, 0, None] for name, target in held.items()}
+    valid = {name: draw_valid(support, instant, whole_support, generator)[:, 0] for name, instant in around.items()}
     if "sentinel-1" in inputs:
         inputs["sentinel-1"] = with_gap(inputs["sentinel-1"], generator)
     apart = torch.ones(len(support), dtype=torch.bool)

@@ -155,7 +155,9 @@ def restore(run: Run, recipe: Recipe, model: Model, optimiser: torch.optim.Optim
         if name.startswith("adam."):
             parameter, key = name.removeprefix("adam.").rsplit(".", 1)
             states.setdefault(parameter, {})[key] = tensor
-    adam: Any = {"state": states, "param_groups": [{**optimiser.param_groups[0], "params": list(states)}]}
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = [{**group, "params": [names[each] for each in group["params"]]} for group in optimiser.param_groups]
+    adam: Any = {"state": states, "param_groups": groups}
     whole = StateDictOptions(full_state_dict=True)
     set_state_dict(model, optimiser, model_state_dict=weights, optim_state_dict=adam, options=whole)
     for weight, state in optimiser.state.items():  # fused Adam goes through memory: laid out as the weights are

@@ -105,9 +105,9 @@ def _stem(sizes: Sizes, patch: Patch, source: str) -> Cost:
 
 
 def _precision(sizes: Sizes, patch: Patch) -> Cost:
-    """A norm and two 3x3 convolutions."""
-    at, hidden = patch.count * patch.cells("precision"), sizes.precision_expansion * sizes.precision
-    return _norm(sizes.precision) + _perceptron(sizes.precision, hidden, sizes.precision, at, kernel=3)
+    """A norm and two convolutions."""
+    at, width, kernel = patch.count * patch.cells("precision"), sizes.precision, sizes.precision_kernel
+    return _norm(width) + _perceptron(width, sizes.precision_expansion * width, width, at, kernel)
 
 
 def _time(sizes: Sizes, patch: Patch) -> Cost:
@@ -139,14 +139,14 @@ def _exchange(sizes: Sizes, patch: Patch, before: Sequence[str], after: Sequence
 def _summariser(sizes: Sizes, patch: Patch) -> Cost:
     """Attention pooling of the frames of each L/2 cell with a query per period, then the three projections to L."""
     heads, width, n, p = sizes.pool_heads, sizes.pool_width, patch.count, patch.periods
-    deep, pooled, hidden = sizes.precision, heads * width, 2 * sizes.embedding
+    deep, asked, own, hidden = sizes.precision, heads * width, sizes.pool_value, 2 * sizes.embedding
     cells = p * patch.cells("precision")
-    query = _perceptron(_PERIOD, 2 * deep, pooled, p) + heads * _weights(width, deep, p)
-    key_time = _weights(_TIMECODE, pooled, n) + heads * _product(p * n, width, 1)
+    query = _perceptron(_PERIOD, 2 * deep, asked, p) + heads * _weights(width, deep, p)
+    key_time = _weights(_TIMECODE, asked, n) + heads * _product(p * n, width, 1)
     pooling = heads * (_product(cells, deep + 1, n) + _product(cells, n, deep))  # + 1: where a frame is absent
-    value = heads * _weights(deep, width, cells)
+    value = heads * _weights(deep, own, cells)
     bells = Cost(heads * (2 + len(patch.frames)))  # centre, width, and a lean to each source
-    up = _linear(pooled, hidden, cells) + _linear(hidden, 5 * sizes.embedding, cells)  # the shared one, and four
+    up = _linear(heads * own, hidden, cells) + _linear(hidden, 5 * sizes.embedding, cells)  # the shared one, and four
     return query + key_time + pooling + value + bells + up
 
 

@@ -37,7 +37,9 @@ _TIMECODE = 2 * len(_PERIODS)
 _PERIOD = 2 * _TIMECODE + 1  # numbers that describe a valid period
 _ABSENT = -1e30  # a logit that leaves nothing after softmax, and yet is finite where all frames have it
 _POOLED, _POOLED_GPU = 2**22, 2**28  # numbers that the summariser pools at once; a CPU keeps those in its cache
-_LEAN = 3.0  # logits by which a head of the summariser begins to favour one source
+_LEAN = 6.0  # logits by which a head of the summariser begins to favour one source
+_NARROW = 2.5  # times that a head's bell begins narrower than the distance of two; widths hardly move in a short run
+_STEM_NOISE = 0.3  # share of the usual random weights that a stem begins with beside the blur
 _POSITIONS = 8  # half-waves across a valid period that decoders can tell apart
 
 # --- timecodes (section 4) ------------------------------------------------------------------------------------------
@@ -226,14 +228,15 @@ class Time(nn.Module):
 
 
 class Precision(nn.Module):
-    """GroupNorm, 3x3 convolution, GELU, 3x3 convolution, residual."""
+    """GroupNorm, convolution, GELU, convolution, residual; the paper's kernels are 3x3."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
         hidden = sizes.precision_expansion * sizes.precision
         self.norm = nn.GroupNorm(max(1, sizes.precision // 16), sizes.precision)
-        self.widen = nn.Conv2d(sizes.precision, hidden, 3, padding=1)
-        self.narrow = silent(nn.Conv2d(hidden, sizes.precision, 3, padding=1))
+        kernel = sizes.precision_kernel
+        self.widen = nn.Conv2d(sizes.precision, hidden, kernel, padding=kernel // 2)
+        self.narrow = silent(nn.Conv2d(hidden, sizes.precision, kernel, padding=kernel // 2))
 
     def forward(self, x: Float[Tensor, "n d h w"]) -> Float[Tensor, "n d h w"]:
         return x + self.narrow(F.gelu(self.widen(self.norm(x))))
@@ -317,6 +320,17 @@ class SourceEncoder(nn.Module):
         super().__init__()
         self.project = nn.Conv2d(2 * bands, width, 4, stride=2, padding=1)
         self.source = nn.Parameter(torch.zeros(width))
+        self._blur(bands, width)
+
+    @torch.no_grad()
+    def _blur(self, bands: int, width: int) -> None:
+        """Begin as a blur of the bands along random orthonormal directions. Of purely random weights over 4x4 pixels
+        most of the variance is texture, and ten bands no longer come through.
+        """
+        tap = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+        directions = nn.init.orthogonal_(torch.empty(width, bands)) * math.sqrt(width / bands) / 2
+        self.project.weight.mul_(_STEM_NOISE)
+        self.project.weight[:, :bands] += directions[..., None, None] * tap[:, None] * tap
 
     def forward(self, pixels: Float[Tensor, "n c h w"], there: Bool[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
         # where, not a product: what is not present must not reach the network even if it is NaN.
@@ -353,15 +367,40 @@ class Summariser(nn.Module):
         self.query = Perceptron(_PERIOD, 2 * sizes.precision, heads * width)
         self.key = nn.Parameter(torch.randn(heads, sizes.precision, width) / math.sqrt(sizes.precision * width))
         self.key_time = nn.Linear(_TIMECODE, heads * width, bias=False)
-        self.value = nn.Parameter(torch.randn(heads, sizes.precision, width) / math.sqrt(sizes.precision))
+        self.value = nn.Parameter(torch.randn(heads, sizes.precision, sizes.pool_value) / math.sqrt(sizes.precision))
         each = -(-heads // sources)  # heads that begin with one source
         owner = torch.arange(heads) % sources
         self.centre = nn.Parameter((torch.arange(heads) // sources + 0.5) / each)
-        self.log_width = nn.Parameter(torch.full((heads,), math.log(1.0 / each)))
+        self.log_width = nn.Parameter(torch.full((heads,), -math.log(_NARROW * each)))
         self.lean = nn.Parameter(_LEAN * (torch.arange(sources)[:, None] == owner).float())
-        self.hidden = nn.Linear(heads * width, hidden)
+        self.hidden = nn.Linear(heads * sizes.pool_value, hidden)
         self.shared = nn.Conv2d(hidden, sizes.embedding, 1)
         self.difference = silent(nn.Conv2d(hidden, 4 * sizes.embedding, 1))
+
+    @torch.no_grad()
+    def agree(self, one: Float[Tensor, "n f"], other: Float[Tensor, "n f"]) -> None:
+        """Begin as the axes of the pooled values on which two halves of the frames agree most, each weighed by how far
+        they do: what repeats is the place, what does not is cloud and speckle.
+
+        `one` and `other` are what `hidden` is given for the same cells and periods. The weights come in pairs of both
+        signs: gelu(x) - gelu(-x) = x, so that the whole is linear at the start.
+        """
+        one, other = one.double(), other.double()
+        mean = (one.mean(0) + other.mean(0)) / 2
+        one, other = one - mean, other - mean
+        within = (one.T @ one + other.T @ other) / (2 * len(one))
+        between = (one.T @ other + other.T @ one) / (2 * len(one))
+        within += 1e-3 * within.diagonal().mean() * torch.eye(len(within), dtype=within.dtype, device=within.device)
+        whiten = torch.linalg.inv(torch.linalg.cholesky(within))
+        agreement, axes = torch.linalg.eigh(whiten @ between @ whiten.T)
+        d = self.shared.out_channels
+        weight = axes.flip(1)[:, :d].T @ whiten * agreement.flip(0)[:d].clamp(min=1e-3)[:, None]
+        weight = weight / (one @ weight.T).square().mean().sqrt()
+        self.hidden.weight.copy_(torch.cat([weight, -weight]))
+        self.hidden.bias.copy_(torch.cat([-weight @ mean, weight @ mean]))
+        both = torch.eye(d, device=weight.device)
+        self.shared.weight.copy_(torch.cat([both, -both], dim=1)[:, :, None, None])
+        nn.init.zeros_(cast(Tensor, self.shared.bias))
 
     def forward(
         self, encoded: Encoded, valid: Int[Tensor, "b p 2"], checkpointing: bool = False

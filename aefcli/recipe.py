@@ -74,9 +74,11 @@ class Model(_Table):
     head: Positive  # width of an attention head
     mlp_ratio: Positive
     precision_expansion: Positive
+    precision_kernel: Literal[1, 3]
     exchange_kernel: Annotated[int, Field(ge=1, le=3)]
     pool_heads: Positive  # of the summariser
     pool_width: Positive  # width of one of them
+    pool_value: Positive  # width of what one of them pools
     embedding: Literal[64]  # d; the fields that users share hold 64
     kappa: Annotated[float, Field(gt=0)]
     decoder: Positive  # width of the decoders' two hidden layers
@@ -106,6 +108,7 @@ class Loss(_Table):
     pixels: Positive  # decoded per sample and source; where a source is re-gridded, whole cells of about as many
     whole_support: Annotated[float, Field(ge=0, le=1)]  # share of valid periods that are the support; our choice
     targets: Positive  # frames of each input source held out per sample; the paper's is 1
+    student_every: Positive  # samples to one that has a student; the paper's is 1
 
 
 class Train(_Table):
@@ -115,6 +118,8 @@ class Train(_Table):
     batch: Annotated[int, Field(ge=2)]  # uniformity pairs every sample with another
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     warmup: Annotated[int, Field(ge=0)]
+    agree: Annotated[int, Field(ge=0)]  # batches that the projection to the embedding is first fitted on; 0: random
+    settle: Annotated[int, Field(ge=0)]  # steps in which the decoders alone learn
     clip: Annotated[float, Field(gt=0)]  # norm of the gradient; our choice, the paper names none
     dtype: Dtype  # of what autocast may round; weights and losses stay float32
     checkpointing: bool  # keep the states between blocks and compute what lies between again

@@ -40,15 +40,20 @@ class Start:
     texts: Texts | None = None
     notes: tuple[str, ...] = ()
 
-    def model(self) -> Model:
-        """The weights before the first step: of the run that this one began from, or fresh ones."""
-        old = _data(self.run)["from"]
-        if old is None:
-            return checkpoint.build(self.recipe)
-        run = checkpoint.open_run(Path(old["path"]))
-        if checkpoint.identity(run) != old["model"]:
+    @property
+    def old(self) -> Run | None:
+        """The run that this one began from."""
+        told = _data(self.run)["from"]
+        if told is None:
+            return None
+        run = checkpoint.open_run(Path(told["path"]))
+        if checkpoint.identity(run) != told["model"]:
             raise BadInput(f"{run.path} is not the run that {self.run.path} began from", "train a new run")
-        return checkpoint.build_from(run, self.recipe)
+        return run
+
+    def model(self) -> Model:
+        """Weights of the run that this one began from, or fresh ones."""
+        return checkpoint.build_from(self.old, self.recipe) if self.old else checkpoint.build(self.recipe)
 
 
 def begin(

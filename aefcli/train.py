@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -62,14 +62,16 @@ def train(start: Start, device: torch.device, stop: Callable[[], bool] = lambda:
     run, recipe = start.run, start.recipe
     if device.type == "cpu":  # sums have one order, so that a run that goes on ends in the same bits
         torch.use_deterministic_algorithms(True)
-    model = start.model().to(device).train()
+    model = _begun(start, device).train()
     model.checkpointing = recipe.train.checkpointing
     if model.text is not None and start.texts is None:
         model.text.requires_grad_(False)
     if recipe.train.compile:
         model.compile_operators()
     step_of = _laid_out(model, recipe, device)
-    optimiser = torch.optim.Adam(model.parameters(), lr=recipe.train.lr, fused=True)
+    decoders = [*model.decoders.parameters()]
+    others = [p for name, p in model.named_parameters() if not name.startswith("decoders.")]
+    optimiser = torch.optim.Adam([{"params": others}, {"params": decoders}], lr=recipe.train.lr, fused=True)
     done = checkpoint.restore(run, recipe, model, optimiser)
     held = validation(start.cubes, start.samples, recipe, LOOKED, texts=start.texts)
     looks = [record["look"] for record in checkpoint.records(run) if "look" in record]
@@ -85,8 +87,8 @@ def train(start: Start, device: torch.device, stop: Callable[[], bool] = lambda:
     with closing(stream):
         for step in range(done + 1, recipe.train.steps + 1):
             began = time.perf_counter()
-            for group in optimiser.param_groups:
-                group["lr"] = schedule(step, recipe.train)
+            for group, settling in zip(optimiser.param_groups, (recipe.train.settle, 0), strict=True):
+                group["lr"] = schedule(step, recipe.train, settling)
             optimiser.zero_grad()
             sums, waited, frames = _gradients(step_of, stream, step, recipe, device)
             loss = sums.pop("loss")
@@ -121,15 +123,46 @@ def train(start: Start, device: torch.device, stop: Callable[[], bool] = lambda:
         environment(run, device, recipe.train.steps * recipe.train.accumulate * recipe.train.batch, spent)
 
 
+def _begun(start: Start, device: torch.device) -> Model:
+    """The weights before the first step. Of fresh ones the projection to the embedding is fitted on a few batches: a
+    random one loses more than minutes of training bring back.
+    """
+    model, recipe = start.model().to(device), start.recipe
+    if recipe.train.agree == 0 or start.old or checkpoint.newest_state(start.run, recipe):
+        return model
+    given: list[Tensor] = []
+    halves: tuple[list[Tensor], list[Tensor]] = ([], [])
+    hook = model.summariser.hidden.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
+    stream = batches(start.cubes, start.samples, recipe, texts=start.texts)
+    with closing(stream), torch.no_grad():
+        for number in range(recipe.train.agree):
+            batch, noise = next(stream).to(device), _noise(recipe.train.seed, 0, number, device)
+            first = {
+                name: torch.rand(f.time.shape, generator=noise, device=device) < 0.5 for name, f in batch.inputs.items()
+            }
+            asked = torch.stack([batch.support, *batch.valid.values()], dim=1)
+            for half, drops in zip(halves, (first, {name: ~gone for name, gone in first.items()}), strict=True):
+                given.clear()
+                encoded = model.encode({name: frames.without(drops[name]) for name, frames in batch.inputs.items()})
+                model.summariser.pool(encoded, asked, False)
+                half.append(torch.cat(given))
+    hook.remove()
+    model.summariser.agree(torch.cat(halves[0]), torch.cat(halves[1]))
+    return model
+
+
 def _diverged(what: str, step: int, recipe: Recipe) -> Diverged:
     return Diverged(f"{what} at step {step}", f"lower train.lr ({recipe.train.lr:g})")
 
 
-def schedule(step: int, train: Train) -> float:
-    """The learning rate of a step counted from 1: linearly up over the warm-up, then linearly down to 0."""
-    if step <= train.warmup:
-        return train.lr * step / train.warmup
-    return train.lr * (train.steps - step + 1) / max(1, train.steps - train.warmup)
+def schedule(step: int, train: Train, settling: int = 0) -> float:
+    """The learning rate of a step counted from 1: 0 while others settle, linearly up over the warm-up, then linearly
+    down to 0.
+    """
+    begun = settling + train.warmup
+    if step <= begun:
+        return train.lr * max(0, step - settling) / max(1, train.warmup)
+    return train.lr * (train.steps - step + 1) / max(1, train.steps - begun)
 
 
 # --- processes --------------------------------------------------------------------------------------------------------
@@ -219,24 +252,25 @@ def objective(
     One encode serves all targets of the teacher; one the student, who lost what `batch.student` says. Everything on
     the generator's device. In several processes each has its share of the loss and of its terms.
     """
-    student = {name: frames.without(batch.student.drops[name]) for name, frames in batch.inputs.items()}
+    some = slice(None, None, recipe.loss.student_every)
+    student = {name: frames.without(batch.student.drops[name]).at(some) for name, frames in batch.inputs.items()}
     period = batch.student.valid
     with torch.autocast(noise.device.type, torch.bfloat16, enabled=recipe.train.dtype == "bfloat16"):
         encoded, student_encoded = model.encode(batch.inputs), model.encode(student)
-        asked = [*batch.valid.values(), *([batch.text.valid[:, None]] if batch.text else []), period[:, None]]
-        fields = model.summarise(encoded, torch.cat(asked, dim=1)).split([each.shape[1] for each in asked], dim=1)
-        shown = model.summarise(student_encoded, period[:, None])[:, 0]
+        asked = [*batch.valid.values(), *([batch.text.valid] if batch.text else []), period]
+        fields = model.summarise(encoded, torch.stack(asked, dim=1)).unbind(1)
+        shown = model.summarise(student_encoded, period[some, None])[:, 0]
         errors, there = {}, {}
-        for name, field in zip(batch.valid, fields, strict=False):
-            errors[name], there[name] = _error(model, name, field, encoded.seen, batch, recipe, noise)
-        each = [one for field in fields for one in field.unbind(1)]
+        for name in batch.targets:
+            errors[name], there[name] = _error(model, name, fields, encoded.seen, batch, recipe, noise)
+        both = encoded.seen[some] & student_encoded.seen
         others = {
-            "uniformity": torch.stack([losses.uniformity(one, encoded.seen, batch.apart) for one in each]).mean(),
-            "consistency": losses.consistency(each[-1], shown, encoded.seen & student_encoded.seen),
+            "uniformity": torch.stack([losses.uniformity(field, encoded.seen, batch.apart) for field in fields]).mean(),
+            "consistency": losses.consistency(fields[-1][some], shown, both),
         }
         told = torch.tensor(True, device=noise.device)
         if batch.text is not None:
-            others["text"] = captioned(model, batch.text, fields[-2][:, 0], encoded.seen)
+            others["text"] = captioned(model, batch.text, fields[-2], encoded.seen)
             told = parallel.total(batch.text.there.sum()) > 1  # one text alone is told from no other
     loss = losses.total(errors, {name: SOURCES[name].weight for name in errors}, there, others, recipe.loss)
     lacking = there | ({"text": told} if batch.text is not None else {})
@@ -247,22 +281,36 @@ def objective(
 def _error(
     model: Model,
     name: str,
-    field: Float[Tensor, "b k d h w"],
+    fields: Sequence[Float[Tensor, "b d h w"]],
     seen: Bool[Tensor, "b h w"],
     batch: Batch,
     recipe: Recipe,
     noise: torch.Generator,
 ) -> tuple[Float[Tensor, ""], Bool[Tensor, ""]]:
-    """How far a source's targets are from what the decoder makes of their fields, and whether there is any target."""
-    source, target, valid = SOURCES[name], batch.targets[name].rows(), batch.valid[name].flatten(0, 1)
-    weight = target.weight[:, 0] * seen.repeat_interleave(field.shape[1], 0)
+    """How far a source's targets are from what the decoder makes of the fields, and whether there is any target.
+
+    Each target is decoded from the fields of all sources' periods that hold its instant, at the same pixels: they are
+    there, and more of them learn to tell the whole period.
+    """
+    source, frames = SOURCES[name], batch.targets[name]
+    k, target = frames.time.shape[1], frames.rows()
+    weight = target.weight[:, 0] * seen.repeat_interleave(k, 0)
     side = max(1.0, source.regrid / batch.gsd)
     cells = losses.cells(weight, noise, side=side, pixels=recipe.loss.pixels)
-    drawn = sample_vmf(losses.at(field.flatten(0, 1), cells.index).flatten(1, 2), recipe.model.kappa, noise)
-    answer = model.decode(name, drawn, target.time[:, 0], valid, target.meta[:, 0])
-    predicted = answer.to(field.dtype).unflatten(1, cells.index.shape[1:])
-    error = mismatch(source, predicted, target, weight, cells, int(source.shift // batch.gsd))
-    return error, parallel.total((weight > 0).sum()) > 0
+    shares, means = [], []
+    for field, valid in zip(fields, batch.valid.values(), strict=False):
+        valid = valid.repeat_interleave(k, 0)
+        inside = (target.time[:, 0] >= valid[:, 0]) & (target.time[:, 0] < valid[:, 1])
+        vectors = losses.at(field, cells.index.unflatten(0, (-1, k)).flatten(1, 2))
+        drawn = sample_vmf(vectors.unflatten(1, (k, -1)).flatten(0, 1).flatten(1, 2), recipe.model.kappa, noise)
+        answer = model.decode(name, drawn, target.time[:, 0], valid, target.meta[:, 0])
+        predicted = answer.to(field.dtype).unflatten(1, cells.index.shape[1:])
+        held = replace(cells, clear=cells.clear * inside)
+        shares.append(parallel.total(held.clear.sum()))
+        means.append(mismatch(source, predicted, target, weight, held, int(source.shift // batch.gsd)))
+    share = torch.stack(shares)
+    error = (torch.stack(means) * share).sum() / share.sum().clamp(min=1e-6)
+    return error, share.sum() > 0
 
 
 def mismatch(

@@ -101,18 +101,14 @@ def _parts(batches: Sequence[Batch]) -> Iterator[Batch]:
             rows = slice(first, min(first + _ROWS, left))
             yield replace(
                 batch,
-                inputs={name: _cut(frames, rows) for name, frames in batch.inputs.items()},
-                targets={name: _cut(frames, rows) for name, frames in batch.targets.items()},
+                inputs={name: frames.at(rows) for name, frames in batch.inputs.items()},
+                targets={name: frames.at(rows) for name, frames in batch.targets.items()},
                 valid={name: valid[rows] for name, valid in batch.valid.items()},
                 support=batch.support[rows],
                 apart=batch.apart[rows],
                 text=None,
             )
         left = max(0, left - len(batch.apart))
-
-
-def _cut(frames: Frames, rows: slice) -> Frames:
-    return Frames(*(getattr(frames, each.name)[rows] for each in fields(Frames)))
 
 
 def collapse(looks: Sequence[Mapping[str, float]]) -> str | None:
@@ -148,11 +144,10 @@ class _Seen:
 def _see(model: Model, batch: Batch, recipe: Recipe, device: torch.device) -> _Seen:
     with torch.autocast(device.type, torch.bfloat16, enabled=recipe.train.dtype == "bfloat16"):
         encoded = model.encode(batch.inputs)
-        asked = [batch.support[:, None], *batch.valid.values()]
-        fields = model.summarise(encoded, torch.cat(asked, dim=1)).split([each.shape[1] for each in asked], dim=1)
+        fields = model.summarise(encoded, torch.stack([batch.support, *batch.valid.values()], dim=1)).unbind(1)
         made = {name: _decoded(model, name, field, batch) for name, field in zip(batch.valid, fields[1:], strict=True)}
     seen = encoded.seen.cpu().numpy()
-    whole = np.moveaxis(fields[0][:, 0].float().cpu().numpy(), 1, -1)
+    whole = np.moveaxis(fields[0].float().cpu().numpy(), 1, -1)
     sums: dict[str, tuple[float, int]] = {}
     for name, one in made.items():
         sums |= _error(name, one, batch, seen)
@@ -160,15 +155,15 @@ def _see(model: Model, batch: Batch, recipe: Recipe, device: torch.device) -> _S
     return _Seen(np.where(seen[..., None], whole, np.nan).astype("float32"), sums, shown)
 
 
-def _decoded(model: Model, name: str, field: Float[Tensor, "b k d h w"], batch: Batch) -> np.ndarray:
-    """What the decoder makes of mean directions, float32 (b, k, h, w, c); a frame at a time, for the memory."""
+def _decoded(model: Model, name: str, field: Float[Tensor, "b d h w"], batch: Batch) -> np.ndarray:
+    """What the decoder makes of mean directions at the first target, float32 (b, 1, h, w, c); one by one."""
     target, valid = batch.targets[name], batch.valid[name]
-    rows = []
-    for b, k in np.ndindex(*field.shape[:2]):
-        vectors = field[b, k].flatten(1).T[None]
-        at, period, meta = target.time[b, k][None], valid[b, k][None], target.meta[b, k][None]
-        rows.append(model.decode(name, vectors, at, period, meta).float().cpu())
-    return torch.cat(rows).reshape(*field.shape[:2], *field.shape[-2:], -1).numpy()
+    rows = [
+        model.decode(name, one.flatten(1).T[None], target.time[b, 0][None], valid[b][None], target.meta[b, 0][None])
+        for b, one in enumerate(field)
+    ]
+    made = torch.cat([row.float().cpu() for row in rows])
+    return made.reshape(len(field), 1, *field.shape[-2:], -1).numpy()
 
 
 def _answer(name: str, made: np.ndarray) -> np.ndarray:
@@ -176,9 +171,13 @@ def _answer(name: str, made: np.ndarray) -> np.ndarray:
     return made.argmax(-1)[..., None].astype("float32") if SOURCES[name].kind == "categorical" else made
 
 
+def _first(frames: Frames) -> Frames:
+    return Frames(*(getattr(frames, each.name)[:, :1] for each in fields(Frames)))
+
+
 def _error(name: str, made: np.ndarray, batch: Batch, seen: np.ndarray) -> dict[str, tuple[float, int]]:
     """Sum and count of the errors at clear pixels, and of the median's; of inputs only where there is a median."""
-    target = batch.targets[name]
+    target = _first(batch.targets[name])
     clear = target.weight.cpu().numpy() > 0
     if SOURCES[name].kind == "categorical":
         classes = target.pixels[:, :, 0].cpu().long()

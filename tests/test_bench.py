@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 import zarr
 from toys import YEAR, noise_inputs, toy_recipe
 
-from aefcli import recipe
+from aefcli import probe, recipe
 from aefcli.batch import Frames
 from aefcli.cube import open_cube
 from aefcli.extent import Tile
@@ -22,7 +23,7 @@ from aefcli.model import Model
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from bench import decoders, encoder, fetch, knn, measure, memory, periods, ragged, reader, roofline
+from bench import decoders, encoder, fetch, judge, knn, measure, memory, periods, ragged, reader, roofline
 from bench.measure import Check, Result, Setting
 from bench.naive.model import Naive
 
@@ -138,6 +139,29 @@ def test_knn_beside_scikit_learn_runs_and_is_right() -> None:
     np.testing.assert_allclose(np.linalg.norm(x, axis=1), 1, rtol=1e-6)
     assert knn.double(x, x)[:, 0].tolist() == list(range(50))
     assert (knn.double(x, -x)[:, 0] != np.arange(50)).all()
+
+
+def test_judging_runs_and_is_right(tmp_path: Path) -> None:
+    result = judge.run(tmp_path, judge.QUICK, repeats=1)
+    assert result.right, result.correct
+    assert set(result.correct) == {"protocol, rarest 40", "ridge, 0.1 MP", "ridge, 0.3 MP"}
+    assert set(result.ratios) == {"memory"}
+    assert result.rows[0][1] == "400 points, 659 folds"
+    assert all(each["peak"] > 20e6 for each in result.notes["runs"].values())  # an interpreter and its libraries
+    with rasterio.open(tmp_path / "256-ridge.tif") as file:
+        profile, said = file.profile, file.read()
+    with rasterio.open(tmp_path / "turned.tif", "w", **profile) as file:
+        file.write(said[:, ::-1])
+    assert judge.right(tmp_path / "turned.tif") < 0.5
+    assert judge.extrapolated((1_000_000, 2_000_000), (3, 4)) == pytest.approx(102)
+
+
+def test_a_fold_by_scikit_learn_tells_other_draws_apart() -> None:
+    labels, x = judge.task(400, 30)
+    assert np.bincount(labels.value).tolist() == [30, 32, 34, 37, 39, 41, 43, 46, 48, 50]
+    done = probe.evaluate({"x": x}, labels, task="t", probes=("knn1", "knn3", "linear"), shots=(10,), max_folds=1)
+    assert judge.off(done, labels, x) <= 1e-9
+    assert judge.off(replace(done, about={**done.about, "seed": 1}), labels, x) > 1e-3
 
 
 def test_three_fifths_of_the_slots_are_empty_and_no_site_is() -> None:

@@ -246,8 +246,8 @@ def test_a_cube_of_every_source_becomes_batches_with_every_target(whole: Cube) -
         assert (target.present == (target.weight > 0)).all(), name
         assert target.pixels.isfinite().all(), name
         start, end = batch.valid[name].unbind(-1)
-        assert ((start <= target.time) & (target.time < end)).all(), "the period holds the instant"
-        assert ((batch.support[:, :1] <= start) & (end <= batch.support[:, 1:])).all(), name
+        assert ((start <= target.time[:, 0]) & (target.time[:, 0] < end)).all(), "the period holds the instant"
+        assert ((batch.support[:, 0] <= start) & (end <= batch.support[:, 1])).all(), name
     assert batch.gsd == 10
 
 
@@ -666,7 +666,7 @@ def test_batches_hang_on_the_seed_and_the_step_alone(wide: Cube) -> None:
     assert not torch.equal(first[0].inputs["sentinel-2"].time, first[1].inputs["sentinel-2"].time)
     assert first[0].inputs["sentinel-2"].time.shape == (2, 8), "six frames and the two that become targets"
     assert first[0].targets["sentinel-2"].time.shape == (2, 2)
-    assert first[0].valid["sentinel-2"].shape == (2, 2, 2)
+    assert first[0].valid["sentinel-2"].shape == (2, 2)
     assert not first[0].inputs["landsat"].present.any(), "a source that the cube lacks is not present"
     assert next(batches([wide], samples, twice)).inputs["sentinel-2"].time.shape == (4, 8)
 

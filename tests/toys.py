@@ -29,12 +29,14 @@ def toy_recipe(**tables: dict[str, object]) -> recipe.Recipe:
         "mlp_ratio": 2,
         "pool_heads": 6,
         "pool_width": 4,
+        "pool_value": 4,
         "decoder": 32,
     }
     small = {
         "data": {"frames": [6, 4, 4], "patch": 32, "windows": 4, "site": 48},
         "model": model,
-        "train": {"steps": 3, "batch": 2, "warmup": 1, "save_every": 2, "look_every": 2},
+        "loss": {"targets": 1, "student_every": 1, "pixels": 256},
+        "train": {"steps": 3, "batch": 2, "warmup": 1, "agree": 1, "settle": 1, "save_every": 2, "look_every": 2},
         "embed": {"patch": 48, "halo": 8},
     }
     plan = recipe.load("nano").replace(**small)

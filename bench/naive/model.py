@@ -118,14 +118,15 @@ class Time(nn.Module):
 
 
 class Precision(nn.Module):
-    """3x3 convolutions on every slot."""
+    """Convolutions on every slot."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
         hidden = sizes.precision_expansion * sizes.precision
         self.norm = nn.GroupNorm(max(1, sizes.precision // 16), sizes.precision)
-        self.widen = nn.Conv2d(sizes.precision, hidden, 3, padding=1)
-        self.narrow = nn.Conv2d(hidden, sizes.precision, 3, padding=1)
+        kernel = sizes.precision_kernel
+        self.widen = nn.Conv2d(sizes.precision, hidden, kernel, padding=kernel // 2)
+        self.narrow = nn.Conv2d(hidden, sizes.precision, kernel, padding=kernel // 2)
 
     def forward(self, x: Float[Tensor, "b t d h w"]) -> Float[Tensor, "b t d h w"]:
         frames = x.flatten(0, 1)
@@ -211,12 +212,12 @@ class Summariser(nn.Module):
         self.query = perceptron(2 * TIMECODE + 1, 2 * sizes.precision, inner)
         self.key = nn.Linear(sizes.precision, inner)
         self.key_time = nn.Linear(TIMECODE, inner)
-        self.value = nn.Linear(sizes.precision, inner)
+        self.value = nn.Linear(sizes.precision, heads * sizes.pool_value)
         each = -(-heads // sources)
         self.centre = nn.Parameter((torch.arange(heads) // sources + 0.5) / each)
         self.log_width = nn.Parameter(torch.full((heads,), math.log(1.0 / each)))
         self.lean = nn.Parameter(3.0 * (torch.arange(sources)[:, None] == torch.arange(heads) % sources).float())
-        self.hidden = nn.Conv2d(inner, 2 * sizes.embedding, 1)
+        self.hidden = nn.Conv2d(heads * sizes.pool_value, 2 * sizes.embedding, 1)
         self.out = nn.Conv2d(2 * sizes.embedding, sizes.embedding, 1)
 
     def forward(self, encoded: Encoded, valid: Int[Tensor, "b 2"]) -> Float[Tensor, "b d h w"]:
