@@ -99,9 +99,13 @@ def _parts(sizes: Sizes, patch: Patch, targets: Sequence[str]) -> dict[str, Cost
 
 
 def _stem(sizes: Sizes, patch: Patch, source: str) -> Cost:
-    """A strided convolution of pixels and their presence, and the source's vector."""
-    at = patch.frames[source] * patch.cells("precision")
-    return _linear(2 * len(SOURCES[source].bands), sizes.precision, at, kernel=4) + Cost(sizes.precision)
+    """A strided convolution of pixels and their presence, the source's vector, and a projection of each pixel."""
+    at, bands = patch.frames[source] * patch.cells("precision"), len(SOURCES[source].bands)
+    return (
+        _linear(2 * bands, sizes.precision, at, kernel=4)
+        + Cost(sizes.precision)
+        + _weights(bands, sizes.pool_detail, 4 * at)
+    )
 
 
 def _precision(sizes: Sizes, patch: Patch) -> Cost:
@@ -137,17 +141,17 @@ def _exchange(sizes: Sizes, patch: Patch, before: Sequence[str], after: Sequence
 
 
 def _summariser(sizes: Sizes, patch: Patch) -> Cost:
-    """Attention pooling of the frames of each L/2 cell with a query per period, then the three projections to L."""
+    """Attention pooling of the frames of each L/2 cell with a query per period, of their pixels too, then to L."""
     heads, width, n, p = sizes.pool_heads, sizes.pool_width, patch.count, patch.periods
     deep, asked, own, hidden = sizes.precision, heads * width, sizes.pool_value, 2 * sizes.embedding
-    cells = p * patch.cells("precision")
+    cells, fine = p * patch.cells("precision"), sizes.pool_detail
     query = _perceptron(_PERIOD, 2 * deep, asked, p) + heads * _weights(width, deep, p)
     key_time = _weights(_TIMECODE, asked, n) + heads * _product(p * n, width, 1)
-    pooling = heads * (_product(cells, deep + 1, n) + _product(cells, n, deep))  # + 1: where a frame is absent
+    pooling = heads * (_product(cells, deep + 1, n) + _product(cells, n, deep + 4 * fine))  # + 1: where one is absent
     value = heads * _weights(deep, own, cells)
     bells = Cost(heads * (2 + len(patch.frames)))  # centre, width, and a lean to each source
-    up = _linear(heads * own, hidden, cells) + _linear(hidden, 5 * sizes.embedding, cells)  # the shared one, and four
-    return query + key_time + pooling + value + bells + up
+    layer = _linear(heads * own, hidden, cells) + _weights(heads * fine, hidden, 4 * cells)
+    return query + key_time + pooling + value + bells + layer + _linear(hidden, sizes.embedding, 4 * cells)
 
 
 def _decoder(sizes: Sizes, patch: Patch, source: str) -> Cost:

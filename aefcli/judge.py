@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import torch
 
 _PROTOCOL: tuple[int | str, ...] = (1, 10, "max")
+_NEAR = 100.0  # metres: within ten pixels a test point knows its neighbour's answer
 BASELINES = (*baselines.DESIGNED, "untrained")
 USUAL = ("composite", "untrained")  # what stands beside the fields unless others are asked for
 
@@ -329,9 +330,24 @@ def _score(
         labels=labels,
         features=features,
         comparisons=tuple(one for a, b in protocol.pairs for one in probe.compare(evaluation, a, b)),
-        notes=(*notes, *left),
+        notes=(*notes, *left, *_neighbours(labels)),
         provenance={**provenance, "aefcli": version("aefcli"), "seed": str(protocol.seed)},
     )
+
+
+def _neighbours(labels: Labels) -> list[str]:
+    """How many test points of a given split lie beside training points; ours never divide a site or a block."""
+    from scipy.spatial import KDTree
+
+    if labels.split is None:
+        return []
+    lon, lat = np.radians(labels.lon), np.radians(labels.lat)
+    metres = 6_371_008.8 * np.column_stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)])
+    test = labels.split == "test"
+    away, _ = KDTree(metres[~test]).query(metres[test], distance_upper_bound=_NEAR)
+    near = int(np.isfinite(away).sum())
+    said = f"{near} of {test.sum()} test points of the split given lie within {_NEAR:g} m of a training point"
+    return [f"{said}: such neighbours flatter every field"] if near else []
 
 
 # --- who is judged ------------------------------------------------------------------------------------------------
@@ -366,7 +382,7 @@ def _described(one: _Field) -> str:
 
 
 def find_labels(fields: Sequence[Path], cube_path: Path | None, period: Period | None = None) -> Path:
-    """labels.parquet, .geojson or .csv beside the field; else beside the catalog on disk that the cube came from."""
+    """labels.parquet, .geojson, .gpkg or .csv beside the field; else beside the catalog on disk of its cube."""
     for path in fields:
         if found := probe.find_labels(path.resolve().parent):
             return found
@@ -375,7 +391,7 @@ def find_labels(fields: Sequence[Path], cube_path: Path | None, period: Period |
     if catalog.is_file() and (found := probe.find_labels(catalog.resolve().parent)):
         return found
     raise BadInput(
-        f"there are no labels beside {fields[0]} (labels.parquet, labels.geojson or labels.csv)",
+        f"there are no labels beside {fields[0]} (labels.parquet, .geojson, .gpkg or .csv)",
         "name a table with --labels; aef simulate makes one",
     )
 
@@ -533,11 +549,15 @@ def _unanswered(one: _Field, cube: Cube | None, labels: Labels, sides: Sequence[
         wanted = [period for period, _ in _distinct(side.asked)]
         here = np.logical_or.reduce([_same(side.asked, period) for period in held])
         if not here.any():
+            who = "--period asks" if labels.valid_start is None else "the labels ask"
             reach = cube is None or any(p.start < cube.period.end and p.end > cube.period.start for p in wanted)
+            remedy = f"aef embed --period {wanted[0]}"
+            if cube is not None and not reach:
+                remedy = f"its cube spans {cube.period}; fetch {wanted[0]} and embed it, or ask for what there is"
             return BadInput(
-                f"the labels ask for {wanted[0]}{' and others' * (len(wanted) > 1)}, {one.name} holds "
+                f"{who} for {wanted[0]}{' and others' * (len(wanted) > 1)}, {one.name} holds "
                 f"{', '.join(map(str, held))}",
-                f"aef embed --period {wanted[0]}" if reach or cube is None else f"its cube spans {cube.period}",
+                remedy,
             )
     _, _, inside = field.locate(one.vectors.grid, labels.lon[here], labels.lat[here])
     if not inside.any():

@@ -71,6 +71,7 @@ def draw_map(
     out: Path,
     *,
     kind: str,
+    label: str = "label",
     period: Period | None = None,
     seed: int | None = 0,
     block: float = probe.split.BLOCK,
@@ -80,15 +81,16 @@ def draw_map(
 ) -> Map:
     """Draw the map of one valid period with the probe `kind` into `out`, written aside and renamed.
 
-    Without a `seed` it is not scored. Labels that name a valid period teach with the vectors of theirs, if the field
-    holds it; the others with those of the period drawn. BadInput where no two classes or values are left to learn.
+    `label` is the column of the labels. Without a `seed` it is not scored. Labels that name a valid period teach with
+    the vectors of theirs, if the field holds it; the others with those of the period drawn. BadInput where no two
+    classes or values are left to learn.
     """
     if kind not in PROBES:
         raise unknown("--probe", kind, PROBES)
     _check_out(out, overwrite)
     vectors = open_vectors(field_path, period)
     time_index = _chosen(vectors, period)
-    labels = probe.read_labels(labels_file)
+    labels = probe.read_labels(labels_file, label)
     lesson, notes = _lesson(vectors, labels, time_index)
     scores, about, unscored = _scored(lesson, vectors.name, PROBES[kind], labels_file.stem, seed, block)
     taught = fit.teach(PROBES[kind], lesson.x, lesson.y, labels.kind, len(lesson.names))
@@ -160,7 +162,7 @@ def _lesson(vectors: Vectors, labels: Labels, time_index: int) -> tuple[_Lesson,
         x[here], inside[here] = vectors.sample(labels.lon[here], labels.lat[here], int(index))
     usable = np.isfinite(x).all(axis=1)
     if not usable.any():
-        raise _unanswered(vectors, asked, inside)
+        raise _unanswered(vectors, labels, asked, inside)
     found, code = np.unique(labels.value[usable], return_inverse=True)
     if len(found) < 2:
         only = labels.names[int(found[0])] if labels.names else found[0]
@@ -192,11 +194,15 @@ def _asked(labels: Labels, periods: Sequence[Period], time_index: int) -> np.nda
     return asked
 
 
-def _unanswered(vectors: Vectors, asked: np.ndarray, inside: np.ndarray) -> BadInput:
+def _unanswered(vectors: Vectors, labels: Labels, asked: np.ndarray, inside: np.ndarray) -> BadInput:
     """Why a field has nothing for any label: other periods, another place, or no data there."""
-    if (asked < 0).all():
+    if labels.valid_start is not None and labels.valid_end is not None and (asked < 0).all():
         held = ", ".join(map(str, vectors.periods))
-        return BadInput(f"no label is of a period that {vectors.name} holds: {held}", "embed theirs, or relabel")
+        first = Period(int(labels.valid_start[0]), int(labels.valid_end[0]))
+        return BadInput(
+            f"no label is of a period that {vectors.name} holds: {held}; the first is of {first}",
+            f"aef embed --period {first}, or relabel",
+        )
     if not inside.any():
         count = int((asked >= 0).sum())
         return BadInput(f"all {count} labels lie outside of {vectors.name}", "give labels of the same area")

@@ -79,6 +79,7 @@ class Model(_Table):
     pool_heads: Positive  # of the summariser
     pool_width: Positive  # width of one of them
     pool_value: Positive  # width of what one of them pools
+    pool_detail: Positive  # numbers of a pixel itself that go round the encoder and are pooled beside them
     embedding: Literal[64]  # d; the fields that users share hold 64
     kappa: Annotated[float, Field(gt=0)]
     decoder: Positive  # width of the decoders' two hidden layers

@@ -130,23 +130,16 @@ def _begun(start: Start, device: torch.device) -> Model:
     model, recipe = start.model().to(device), start.recipe
     if recipe.train.agree == 0 or start.old or checkpoint.newest_state(start.run, recipe):
         return model
-    given: list[Tensor] = []
     halves: tuple[list[Tensor], list[Tensor]] = ([], [])
-    hook = model.summariser.hidden.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
     stream = batches(start.cubes, start.samples, recipe, texts=start.texts)
     with closing(stream), torch.no_grad():
         for number in range(recipe.train.agree):
             batch, noise = next(stream).to(device), _noise(recipe.train.seed, 0, number, device)
-            first = {
-                name: torch.rand(f.time.shape, generator=noise, device=device) < 0.5 for name, f in batch.inputs.items()
-            }
             asked = torch.stack([batch.support, *batch.valid.values()], dim=1)
-            for half, drops in zip(halves, (first, {name: ~gone for name, gone in first.items()}), strict=True):
-                given.clear()
-                encoded = model.encode({name: frames.without(drops[name]) for name, frames in batch.inputs.items()})
-                model.summariser.pool(encoded, asked, False)
-                half.append(torch.cat(given))
-    hook.remove()
+            draws = {name: torch.rand(f.time.shape, generator=noise, device=device) for name, f in batch.inputs.items()}
+            for half, gone in zip(halves, (lambda draw: draw < 0.5, lambda draw: draw >= 0.5), strict=True):
+                kept = {name: frames.without(gone(draws[name])) for name, frames in batch.inputs.items()}
+                half.append(model.summariser.own(model.encode(kept), asked))
     model.summariser.agree(torch.cat(halves[0]), torch.cat(halves[1]))
     return model
 

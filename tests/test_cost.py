@@ -95,9 +95,9 @@ def test_flops_are_those_that_pytorch_counts(name: str, frames: tuple[int, int, 
 @pytest.mark.parametrize(
     ("name", "parameters", "flops"),
     [
-        ("nano", 925_347, 38_263_286_272),
-        ("small", 37_795_216, 788_362_208_512),
-        ("base", 463_913_869, 23_863_228_136_448),
+        ("nano", 714_201, 12_636_496_384),
+        ("small", 37_808_422, 790_342_444_288),
+        ("base", 463_942_435, 23_866_964_409_344),
     ],
 )
 def test_sizes_of_the_recipes(name: str, parameters: int, flops: int) -> None:

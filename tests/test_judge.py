@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from toys import YEAR, toy_recipe
 from aefcli import baselines, checkpoint, embed, field, probe
 from aefcli.batch import DAY
 from aefcli.checkpoint import Run
+from aefcli.cli import scores as scores_command
 from aefcli.cube import Cube, open_cube, write_cube
 from aefcli.errors import BadInput
 from aefcli.extent import Period, Tile
@@ -236,7 +238,7 @@ def test_shots_beyond_the_training_split_are_left_out_by_default(world: World, t
     split = np.where(np.arange(80) < 8, "train", "test")  # 4 points of either class to learn from
     labels = table(row=6 + np.arange(80) // 34, column=6 + np.arange(80) % 34, split=split)
     done = judge([world.field], save(labels, tmp_path / "t.csv"), None, Protocol(("knn1",)), device=CPU)
-    assert done.notes == ("10 shots left out: the smallest class has too few points",)
+    assert done.notes[0] == "10 shots left out: the smallest class has too few points"
     assert {score.shots for score in done.evaluation.scores} == {1, "max"}
 
 
@@ -376,7 +378,7 @@ def elsewhere(labels: pd.DataFrame) -> pd.DataFrame:
         (
             table(period=Period.parse("2022")),
             r"ask for 2022-01-01:2022-12-31, embeddings holds 2023-01-01:2023-06-30, 2023-07-01:2023-12-31 "
-            r"\(its cube spans 2023-01-01:2023-12-31\)",
+            r"\(its cube spans 2023-01-01:2023-12-31; fetch ",
         ),
         (
             pd.concat([table(period=Period.parse("2022")), table(period=Period.parse("2021-05"))]),
@@ -413,6 +415,47 @@ def test_fields_without_a_label_in_common_are_refused(world: World, tmp_path: Pa
     labels = save(pd.concat([table(), table(period=AUTUMN)]), tmp_path / "t.csv")
     with pytest.raises(BadInput, match=r"no label of .*t.csv has data in every one of spring, autumn \("):
         scored([tmp_path / "spring.zarr", tmp_path / "autumn.zarr"], labels)
+
+
+def test_a_period_that_was_asked_for_is_told_from_one_of_the_labels(world: World, tmp_path: Path) -> None:
+    labels = save(table(period=None), tmp_path / "t.csv")
+    with pytest.raises(BadInput, match=r"^--period asks for 2022-01-01:2022-12-31, embeddings holds .* spans 2023"):
+        judge([world.field], labels, None, Protocol(("knn1",)), period=Period.parse("2022"), device=CPU)
+
+
+def test_a_split_of_neighbours_is_told_of(world: World, tmp_path: Path) -> None:
+    """Training points in every fifth row; test points 10 m or 150 m below one."""
+    rows, columns = np.repeat([10, 11, 25], 8), np.tile(np.arange(6, 38, 4), 3)
+    halves = np.repeat(["train", "test", "test"], 8)
+    made = {"row": rows, "column": columns, "label": columns // 4 % 2, "split": halves}
+    labels = save(pd.DataFrame(made), tmp_path / "t.csv")
+    told = judge([world.field], labels, None, Protocol(("knn1",)), beside=(), period=SPRING, device=CPU).notes
+    assert told[-1].startswith("8 of 16 test points of the split given lie within 100 m of a training point:")
+    far = save(pd.DataFrame(made)[rows != 11], tmp_path / "far.csv")
+    apart = judge([world.field], far, None, Protocol(("knn1",)), beside=(), period=SPRING, device=CPU)
+    assert not any("split given" in note for note in apart.notes)
+
+
+# --- the table ------------------------------------------------------------------------------------------------
+
+
+def test_names_fold_where_they_are_long_and_figures_stay_in_one_piece() -> None:
+    rng = np.random.default_rng(0)
+    labels = probe.labels_of(pd.DataFrame({"x": rng.uniform(10, 11, 90), "y": 45, "label": np.arange(90) % 3}))
+    names = [f"aef_2024_wisconsin_utm16n_10m_int8_{side}" for side in ("east", "west")]
+    features = dict.fromkeys(names, rng.normal(size=(90, 4)))
+    done = probe.evaluate(features, labels, task="t", probes=("knn1", "linear"), shots=(1, 10, "max"), max_folds=2)
+    rows = [line.split("│")[1:-1] for line in scores_command._score_table(done, "t") if "│" in line]
+    first = [row for row in rows if row[1].strip()]
+    assert len(first) == 4
+    assert all(re.fullmatch(r"\s*\d\.\d{3} ± \d\.\d{3}, \d\.\d{3} ", cell) for row in first for cell in row[2:])
+    assert "".join(row[0].strip() for row in rows) == "".join(name for name in names for _ in range(2))
+    (at_one, *_) = probe.compare(done, *names)
+    assert at_one.difference == 0
+    said = scores_command._said(replace(at_one, difference=-1e-9, low=-1e-9, error_reduction=-1e-9))
+    assert "+0.000 balanced accuracy, 95% +0.000 to +0.000; error reduction +0.0%" in said
+    assert said.endswith("error ratio 1.00")
+    assert scores_command._said(replace(at_one, difference=-0.01)).endswith("; the second metric does not confirm it")
 
 
 # --- finding the labels ---------------------------------------------------------------------------------------

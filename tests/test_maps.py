@@ -197,7 +197,9 @@ def test_labels_teach_with_the_vectors_of_their_own_period(world: Path, tmp_path
     share, notes = agreement(dated(tmp_path / "both.csv", *PERIODS, Period.parse("2019")), "c.tif", 1)
     assert any("102 of 300 labels lie outside, without data or in other periods" in note for note in notes)
     other = dated(tmp_path / "other.csv", Period.parse("2019"))
-    with pytest.raises(BadInput, match="no label is of a period that two holds"):
+    with pytest.raises(
+        BadInput, match=r"no label is of a period that two holds.*first is of 2019.*aef embed --period 2019"
+    ):
         agreement(other, "d.tif", 1)
 
 
@@ -301,9 +303,11 @@ def test_the_command_prints_a_table_or_json(world: Path, aef: Aef) -> None:
     code, _, err = aef(*again)
     assert code == 2
     assert "--overwrite" in err
-    code, out, err = aef(*again, "--overwrite", "--json")
+    pd.read_csv(world / "labels.csv").rename(columns={"label_name": "crop"}).to_csv("crops.csv", index=False)
+    code, out, err = aef(*again, "--overwrite", "--json", "--labels", "crops.csv", "--label", "crop")
     found = json.loads(out)
     assert (found["status"], found["outputs"], found["results"], found["probe"]) == ("ok", ["map.tif"], [], "ridge")
+    assert set(found["classes"]) == set(NAMES)
     assert sum(found["classes"].values()) == pytest.approx(1)
 
 
@@ -319,6 +323,10 @@ def test_the_command_prints_a_table_or_json(world: Path, aef: Aef) -> None:
         (("--period", "2023", "--labels", "none.csv"), "none.csv"),
         (("--period", "2023", "--labels", "far.csv"), "all 300 labels lie outside of two"),
         (("--period", "2023", "--labels", "hole.csv"), "two is nodata at all 3 labels"),
+        (
+            ("--period", "2023", "--label", "crop"),
+            "no column 'crop'; its columns: x, y, label, label_name (--label names",
+        ),
         (("--period", "2023", "--labels", "same.csv"), "all 300 labels are 20"),
         (("--period", "2023", "--labels", "left.csv"), "all 296 labels with data in two are maize"),
         (("--period", "2023", "--block", "0"), "--block 0"),

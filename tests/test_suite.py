@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from conftest import Aef
 from toys import toy_recipe
 
 from aefcli import checkpoint, suite
@@ -90,6 +93,17 @@ def test_a_month_is_foretold_without_its_frames(done: Outcome) -> None:
     errors = [done.summary["tasks"][name]["mae"] for name in ("interpolation", "extrapolation, 3 months")]
     assert errors[0]["linear"] < errors[1]["linear"], "three months on is harder than in between"
     assert 0 < errors[0]["raw"] < 0.3
+
+
+@pytest.mark.parametrize("words", [("embeddings.zarr",), ("--labels", "t.csv"), ("--report", "p.html"), ("--guards",)])
+def test_a_suite_refuses_what_is_of_files(aef: Aef, tmp_path: Path, words: tuple[str, ...]) -> None:
+    (tmp_path / "t.csv").touch()
+    code, _, err = aef("eval", "--suite", "quick", *words)
+    name = words[0] if words[0].startswith("--") else "FIELD"
+    assert (code, err.strip()) == (
+        2,
+        f"aef: {name} does not go with --suite (a suite judges a run in its own world: --model RUN)",
+    )
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ def toy_recipe(**tables: dict[str, object]) -> recipe.Recipe:
         "pool_heads": 6,
         "pool_width": 4,
         "pool_value": 4,
+        "pool_detail": 2,
         "decoder": 32,
     }
     small = {

@@ -26,6 +26,7 @@ def map_(
     labels: Annotated[
         Path | None, typer.Option("--labels", help="Labelled points; by default labels.* beside the field.")
     ] = None,
+    label: Annotated[str, typer.Option("--label", help="The column of the labels.")] = "label",
     probe: Annotated[str, typer.Option("--probe", help="linear, ridge, knn (k = 3), knn1 or knn3.")] = "ridge",
     period: Annotated[
         str | None, typer.Option("--period", help="Which valid period; or the one of a file that does not say it.")
@@ -65,6 +66,7 @@ def map_(
             table,
             out,
             kind=probe,
+            label=label,
             period=told,
             seed=None if no_score else seed,
             block=block,

@@ -138,7 +138,9 @@ def _steps(start: Start, device: torch.device) -> Result | int:
     began, told, last = time.monotonic(), 0.0, None
     with ledger.locked(run.path / "lock", run.path), bar("training") as progress, stopping() as stop:
         for record in run_steps(start, device, stop):
-            first, last = (record.step - 1 if last is None else first), record
+            if last is None:
+                first, since = record.step, time.monotonic()
+            last = record
             progress(record.step, steps)
             if record.look:
                 look_png(record.look, run.path / "looks" / f"{record.step:08d}.png")
@@ -146,8 +148,9 @@ def _steps(start: Start, device: torch.device) -> Result | int:
                 note(f"warning: {record.warning}")
             if record.look or record.step == steps or time.monotonic() - told > _TELL:
                 told = time.monotonic()
-                left = (told - began) / (record.step - first) * (steps - record.step)
-                note(f"step {record.step}/{steps}  {_told(record)}  ETA {timedelta(seconds=round(left))}")
+                left = (told - since) / max(1, record.step - first) * (steps - record.step)
+                eta = f"  ETA {timedelta(seconds=round(left))}" if record.step > first else ""
+                note(f"step {record.step}/{steps}  {_told(record)}{eta}")
     card.write(run)
     figures: dict[str, Any] = {"recipe": start.recipe.hash, "steps": steps, "seconds": time.monotonic() - began}
     if last is not None:

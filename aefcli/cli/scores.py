@@ -93,6 +93,11 @@ def eval_(
     must_exist([path for path in (labels, cube, model) if path], "check the path")
     wanted = _Wanted(report, csv, fail_under)
     if suite is not None:
+        of_files: dict[str, Any] = {"FIELD": fields, "--labels": labels, "--features": features, "--cube": cube}
+        of_files |= {"--period": period, "--shots": shots, "--block": block, "--compare": compare, "--report": report}
+        of_files |= {"--guards": guards, "--quantisation": quantisation}
+        for option in (option for option, given in of_files.items() if given):
+            raise BadInput(f"{option} does not go with --suite", "a suite judges a run in its own world: --model RUN")
         return _suite(suite, model, seed, device, wanted)
     protocol = _protocol(probe, shots, block, compare, seed)
     paths = fields or [Path("embeddings.zarr")]
@@ -248,7 +253,9 @@ def _score_table(evaluation: Evaluation, task: str) -> list[str]:
     title = f"{task}: {_METRICS[main]} ± std, {_METRICS[beside]}; {about['points']} points in {how[about['split']]}"
     table = Table()
     for name in ("field", "probe", *(_shown(count) for count in counts)):
-        table.add_column(name, justify="left" if name in ("field", "probe") else "right")
+        figures = name not in ("field", "probe")
+        # A long name folds: cut short, two tiles of one field would have the same
+        table.add_column(name, justify="right" if figures else "left", no_wrap=figures, overflow="fold")
     for name, probe in dict.fromkeys((score.field, score.probe) for score in evaluation.scores):
         cells = []
         for count in counts:
@@ -273,10 +280,10 @@ def _sentences(done: Judgement) -> list[str]:
 
 def _said(one: Comparison) -> str:
     return (
-        f"{one.a} ({one.a_probe}) minus {one.b} ({one.b_probe}) at {_shown(one.shots)}: {one.difference:+.3f} "
-        f"{_METRICS[one.metric]}, 95% {one.low:+.3f} to {one.high:+.3f}; error reduction "
-        f"{100 * one.error_reduction:+.1f}%, error ratio {one.error_ratio:.2f}"
-        f"{'' if one.confirmed else '; the second metric does not confirm it'}"
+        f"{one.a} ({one.a_probe}) minus {one.b} ({one.b_probe}) at {_shown(one.shots)}: {one.difference:+z.3f} "
+        f"{_METRICS[one.metric]}, 95% {one.low:+z.3f} to {one.high:+z.3f}; error reduction "
+        f"{100 * one.error_reduction:+z.1f}%, error ratio {one.error_ratio:.2f}"
+        f"{'' if one.confirmed or not round(one.difference, 3) else '; the second metric does not confirm it'}"
     )
 
 
@@ -299,8 +306,6 @@ def _guard_lines(done: Judgement) -> list[str]:
 
 def _suite(name: str, model: Path | None, seed: int, device: str, wanted: _Wanted) -> Result:
     """The made-up world's tasks, for a run or for a network without one."""
-    if wanted.report:
-        raise BadInput("--report is of fields", "a suite ends in its table, --json and --csv")
     from aefcli.checkpoint import open_run
     from aefcli.suite import SUITES, run
 

@@ -136,7 +136,9 @@ def labels_of(table: Any, label: str = "label") -> Labels:
     pairs = label == "label" and {"label_before", "label_after"} <= set(table.columns)
     columns = ["label_before", "label_after"] if pairs else [label]
     if columns[0] not in table.columns:
-        raise BadInput(f"no column {label!r}; its columns: {_listed(table)}", "name the column that holds the labels")
+        raise BadInput(
+            f"no column {label!r}; its columns: {_listed(table)}", "--label names the one that holds the labels"
+        )
     if not len(table):
         raise BadInput("no rows", "add labelled points")
     lon, lat = _coordinates(table)
