@@ -344,7 +344,8 @@ class SourceEncoder(nn.Module):
         values = torch.where(there, pixels, 0.0)
         x = self.project(torch.cat([values, there.to(values.dtype)], 1))
         states = x + self.source.to(x.dtype)[:, None, None]  # under autocast they stay in bfloat16
-        return states, F.pixel_unshuffle(self.fine(values), 2)
+        fine = self.fine(values).unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2))  # n e h2 2 w2 2
+        return states, fine.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)  # pixel_unshuffle, but right for no frames
 
 
 def unit(x: Tensor, dim: int) -> Tensor:
@@ -406,7 +407,7 @@ class Summariser(nn.Module):
         agreement, axes = torch.linalg.eigh(whiten @ between @ whiten.T)
         d = self.shared.out_channels
         weight = axes.flip(1)[:, :d].T @ whiten * agreement.flip(0)[:d].clamp(min=1e-3)[:, None]
-        weight = weight / (one @ weight.T).square().mean().sqrt()
+        weight = F.pad(weight / (one @ weight.T).square().mean().sqrt(), (0, 0, 0, d - len(weight)))
         nn.init.zeros_(self.hidden.weight)
         self.hidden.bias.copy_(torch.cat([-weight @ mean, weight @ mean]))
         self.fine.weight.copy_(torch.cat([weight, -weight])[:, :, None, None])
@@ -427,8 +428,8 @@ class Summariser(nn.Module):
         # Cells that no frame saw hold nothing to expand into their neighbours.
         some = encoded.layout.spread(encoded.present).any(1).repeat_interleave(valid.shape[1], 0)[:, None]
         cells, own = pooled.split([self.hidden.out_features, 4 * self.fine.in_channels], dim=1)
-        hidden = F.interpolate(cells * some, scale_factor=2, mode="bilinear", align_corners=False)
-        hidden = hidden + self.fine(F.pixel_shuffle(own, 2))
+        expand = partial(F.interpolate, scale_factor=2, mode="bilinear", align_corners=False)
+        hidden = expand(cells * some) / expand(some.to(cells.dtype)).clamp(min=0.1) + self.fine(F.pixel_shuffle(own, 2))
         return unit(self.shared(F.gelu(hidden)), dim=1).unflatten(0, valid.shape[:2])
 
     def pool(self, encoded: Encoded, valid: Int[Tensor, "b p 2"], checkpointing: bool) -> Float[Tensor, "b p f h2 w2"]:

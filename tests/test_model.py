@@ -257,10 +257,11 @@ def test_cells_that_no_frame_saw_take_no_part_in_their_neighbours(model: Model) 
     present = encoded.present.clone()
     present[:, :, 8:] = False
     alike = encoded.features[..., :1, :1].expand_as(encoded.features)
-    out = even(replace(encoded, features=alike, present=present), VALID)[..., :16]
+    same = torch.ones_like(encoded.detail)
+    out = even(replace(encoded, features=alike, detail=same, present=present), VALID)[..., :16]
     torch.testing.assert_close(out, out[..., :1, :1].expand_as(out), atol=1e-5, rtol=0)
-    poisoned = torch.where(present[:, None], alike, torch.nan)
-    again = even(replace(encoded, features=poisoned, present=present), VALID)[..., :16]
+    poisoned, spoilt = (torch.where(present[:, None], each, torch.nan) for each in (alike, same))
+    again = even(replace(encoded, features=poisoned, detail=spoilt, present=present), VALID)[..., :16]
     torch.testing.assert_close(again, out)
 
 

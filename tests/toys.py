@@ -36,7 +36,14 @@ def toy_recipe(**tables: dict[str, object]) -> recipe.Recipe:
     small = {
         "data": {"frames": [6, 4, 4], "patch": 32, "windows": 4, "site": 48},
         "model": model,
-        "loss": {"targets": 1, "student_every": 1, "pixels": 256},
+        "loss": {
+            "uniformity": 0.05,
+            "consistency": 0.02,
+            "whole_support": 0.3,
+            "pixels": 256,
+            "targets": 1,
+            "student_every": 1,
+        },
         "train": {"steps": 3, "batch": 2, "warmup": 1, "agree": 1, "settle": 1, "save_every": 2, "look_every": 2},
         "embed": {"patch": 48, "halo": 8},
     }
