@@ -18,8 +18,7 @@ from aefcli import checkpoint
 from aefcli.cli.app import app
 from aefcli.cube import write_cube
 
-COMMANDS = ["simulate", "fetch", "attach", "verify", "repair", "samples", "text", "train", "embed", "eval", "map", "info"]
-COMMANDS += ["plot"]
+COMMANDS = "simulate fetch attach verify repair samples text train embed eval map info plot".split()
 
 
 @pytest.fixture(scope="session")
