@@ -18,7 +18,21 @@ from aefcli import checkpoint
 from aefcli.cli.app import app
 from aefcli.cube import write_cube
 
-COMMANDS = "simulate fetch attach verify repair samples text train embed eval map info plot".split()
+COMMANDS = [
+    "simulate",
+    "fetch",
+    "attach",
+    "verify",
+    "repair",
+    "samples",
+    "text",
+    "train",
+    "embed",
+    "eval",
+    "map",
+    "info",
+    "plot",
+]
 
 
 @pytest.fixture(scope="session")
