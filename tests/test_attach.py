@@ -22,7 +22,7 @@ import rasterio
 import rioxarray  # noqa: F401 - adds .rio
 import xarray as xr
 from pyproj import Transformer
-from toys import toy_recipe
+from toys import first_batch, toy_recipe
 
 from aefcli import cli
 from aefcli.attach import READERS, Told, attach
@@ -30,7 +30,6 @@ from aefcli.attach.rasters import mosaic, open_rasters
 from aefcli.cube import Cube, open_cube, write_cube
 from aefcli.errors import BadInput
 from aefcli.extent import Period
-from aefcli.sample import batches
 from aefcli.sources import SOURCES
 from aefcli.text import held, read
 
@@ -161,7 +160,7 @@ def test_real_shots_become_the_mean_of_each_cell(granule: Path, tmp_path: Path) 
     assert weight.sum() == len(expected)
     assert not attach(path, "gedi", [granule], NOW).written
     recipe = toy_recipe(data={"targets": ["gedi"]}, train={"batch": 2})
-    seen = [next(batches([cube], recipe, seed)).targets["gedi"].weight.sum() for seed in range(4)]
+    seen = [first_batch(cube, recipe, seed).targets["gedi"].weight.sum() for seed in range(4)]
     assert max(seen) > 0
 
 
@@ -276,7 +275,7 @@ def test_a_real_grib_is_smoothed_between_its_cells(
         x, y = lonlat(cube, "era5-land", row, column)
         assert values[row, column] == pytest.approx(bilinear(kelvin[::-1], lat[::-1], lon, y, x), abs=1e-3)
     recipe = toy_recipe(data={"targets": ["era5-land"]})
-    target = next(batches([cube], recipe, 0)).targets["era5-land"]
+    target = first_batch(cube, recipe).targets["era5-land"]
     assert target.bands[0, 0].tolist() == [band.name == "temperature_2m" for band in SOURCES["era5-land"].bands]
     assert target.present.any()
 
@@ -605,7 +604,7 @@ def test_scenes_of_radar_become_passes(tmp_path: Path) -> None:
             clear = stored(cube, "palsar-2", "weight")[0, row, column]
             assert clear == (code in (50, 255) and stored(cube, "palsar-2", "HH")[0, row, column] > 0)
     recipe = toy_recipe(data={"targets": ["palsar-2"]})
-    target = next(batches([cube], recipe, 0)).targets["palsar-2"]
+    target = first_batch(cube, recipe).targets["palsar-2"]
     assert target.weight.any()
     assert set(target.meta.flatten().tolist()) <= {-1.0, 1.0}
 
@@ -667,7 +666,7 @@ def test_real_elevations_are_projected_and_sloped(tile: Path, tmp_path: Path) ->
         if steep > 0.1:
             assert values["aspect_sine"][row, column] == pytest.approx(-east / steep, abs=0.001)
             assert values["aspect_cosine"][row, column] == pytest.approx(-north / steep, abs=0.001)
-    target = next(batches([cube], toy_recipe(data={"targets": ["glo-30"]}), 0)).targets["glo-30"]
+    target = first_batch(cube, toy_recipe(data={"targets": ["glo-30"]})).targets["glo-30"]
     assert target.weight.all()
 
 
@@ -728,7 +727,7 @@ def test_a_real_map_of_classes_is_read_at_the_nearest_pixel(real: Path, tmp_path
     ]
     assert all(same)
     assert len(np.unique(values)) > 5
-    target = next(batches([cube], toy_recipe(data={"targets": ["nlcd"]}), 0)).targets["nlcd"]
+    target = first_batch(cube, toy_recipe(data={"targets": ["nlcd"]})).targets["nlcd"]
     assert target.weight.all()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from aefcli import recipe, sample
 from aefcli.batch import DAY, Batch, Frames
 from aefcli.cube import Cube, open_cube, write_cube
 from aefcli.extent import Period
+from aefcli.sample import batches, draw
 from aefcli.sources import INPUTS, SOURCES
 from aefcli.text import Texts
 
@@ -56,6 +58,13 @@ def stream(
 ) -> Generator[Batch, None, None]:
     """Training batches of a table of samples drawn for them."""
     return sample.batches(cubes, sample.draw(cubes, plan, texts), plan, texts=texts, **options)
+
+
+def first_batch(cube: Cube, plan: recipe.Recipe, seed: int = 0) -> Batch:
+    """The first batch of training on one cube."""
+    plan = plan.replace(train={"seed": seed})
+    with closing(batches([cube], draw([cube], plan), plan)) as stream:
+        return next(stream)
 
 
 def noise_frames(name: str, *, b: int = 2, t: int = 4, side: int = 32, seed: int = 0) -> Frames:
