@@ -57,7 +57,18 @@ def test_the_bare_chain_works_in_an_empty_folder(world: Path, aef: Aef, tmp_path
     code, out, err = aef("train", "--recipe", "toy.toml")
     assert (code, out) == (0, "runs/nano-001\n"), err
     run = tmp_path / "runs" / "nano-001"
-    assert {path.name for path in run.iterdir()} == {"model.safetensors", "recipe.toml", "log.jsonl", "state"}
+    assert {path.name for path in run.iterdir()} == {
+        "card.md",
+        "data.json",
+        "environment.json",
+        "lock",
+        "log.jsonl",
+        "looks",
+        "model.safetensors",
+        "recipe.toml",
+        "samples.parquet",
+        "state",
+    }
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == [1, 2, 3, 4]
     assert set(log[0]["parts"]) == {"sentinel-2", "sentinel-1", "landsat", "uniformity", "consistency"}

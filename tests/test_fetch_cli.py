@@ -320,7 +320,7 @@ PATHS: dict[str, tuple[str, ...]] = {
     "FILE": ("attach", "--source", "nlcd", "--", "cube.zarr", "a.tif"),
     "verify CUBE|FIELD": ("verify",),
     "repair CUBE": ("repair",),
-    "plot CUBE|FIELD": ("plot",),
+    "plot CUBE|FIELD|RUN": ("plot",),
     "CUBE|RUN|RECIPE": ("info",),
 }
 

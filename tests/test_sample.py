@@ -826,7 +826,7 @@ def test_the_command_writes_the_table_and_says_what_it_holds(aef: Aef, wide: Cub
     assert (told["train"], told["validation"], told["sites"]) == (24, 8, 16)
     row = {"cube": str(wide.path), "sites": 16, "train": 24, "validation": 8, "windows": 32, "supports": 16}
     assert told["cubes"] == [row]
-    plan = recipe.load("nano").replace(data={"site": 48})
+    plan = recipe.load("nano").replace(data={"site": 48, "patch": 32})
     assert Samples.load(Path("samples.parquet"), [wide], plan).counts()["train"] == 24
     code, out, err = aef(*words, "--set", "data.validation=0.01", "--out", "folder/other.parquet")
     assert code == 0
