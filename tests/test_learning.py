@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from contextlib import closing
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ class Trained:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """nano, narrow, with few frames and from random weights: what is learned, the objective has taught."""
+    """nano, narrow and with few frames: it takes three times the steps in the time, and learns more by them."""
     folder = tmp_path_factory.mktemp("learning")
     world = simulate(folder / "world", seed=11, sites=16, size=64)
     request = Request(str(world.catalog), BBox(*world.bbox), Period.parse("2023"))
@@ -62,7 +63,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     sizes = {
         "data": {"frames": [10, 8, 4]},
         "model": SMALL,
-        "train": {"steps": STEPS, "warmup": 15, "agree": 0, "settle": 0},
+        "train": {"steps": STEPS, "warmup": 15},
     }
     plan = recipe.load("nano").replace(**sizes)
     start = begin(folder / "run", [cube], plan)
@@ -119,8 +120,10 @@ def test_each_term_falls(trained: Trained, held_out: list[Batch]) -> None:
         assert_greater([before[name] for before, _ in pairs], [after[name] for _, after in pairs])
 
 
-def test_uniformity_heads_to_a_tenth_and_not_to_one(trained: Trained) -> None:
-    fifths = np.array_split([record.parts["uniformity"] for record in trained.records], 5)
+def test_uniformity_heads_from_random_weights_to_a_tenth_and_not_to_one(trained: Trained, tmp_path: Path) -> None:
+    plan = trained.plan.replace(train={"steps": 60, "agree": 0, "settle": 0})
+    records = train(begin(tmp_path / "run", [trained.cube], plan), CPU)
+    fifths = np.array_split([record.parts["uniformity"] for record in records], 5)
     means = [fifth.mean() for fifth in fifths]
     assert abs(means[-1] - 0.1) < abs(means[-1] - 1)
     assert means[-1] == min(means)
