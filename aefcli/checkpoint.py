@@ -144,6 +144,8 @@ def save_state(run: Run, recipe: Recipe, model: Model, optimiser: torch.optim.Op
 def restore(run: Run, recipe: Recipe, model: Model, optimiser: torch.optim.Optimizer) -> int:
     """Bring both to the newest checkpoint that is whole; its step, or 0 where there is none. The log ends there too."""
     found = agreed(newest_state(run, recipe) if rank() == 0 else None)
+    if rank() == 0:
+        _cut_log(run, found[1] if found else 0)
     if found is None:
         return 0
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
@@ -164,8 +166,6 @@ def restore(run: Run, recipe: Recipe, model: Model, optimiser: torch.optim.Optim
         for key, value in state.items():
             if value.shape == weight.shape:
                 state[key] = torch.empty_like(weight).copy_(value)
-    if rank() == 0:
-        _cut_log(run, step)
     return step
 
 

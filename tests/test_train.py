@@ -93,6 +93,10 @@ def test_a_torn_checkpoint_gives_way_to_the_one_before(cube: Cube, whole: Start,
             log.write('{"step": 6, "lo')
         assert next(iter(train(go_on(start.run), CPU))).step == 5
         assert [line["step"] for line in checkpoint.records(start.run)] == [1, 2, 3, 4, 5]
+    for state in start.run.states.glob("*.safetensors"):
+        state.unlink()
+    assert next(iter(train(go_on(start.run), CPU))).step == 1
+    assert [line["step"] for line in checkpoint.records(start.run)] == [1], "a run without a checkpoint begins anew"
 
 
 def test_a_run_killed_at_random_moments_ends_in_the_same_bits(cube: Cube, whole: Start, tmp_path: Path) -> None:
