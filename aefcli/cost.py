@@ -20,6 +20,7 @@ PARTS = ("stem", "space", "time", "precision", "exchange", "summary", "decoders"
 _TIMECODE = 24  # numbers that tell the encoder an instant
 _PERIOD = 2 * _TIMECODE + 1  # the summariser a valid period
 _POSITION = 16  # a decoder the place of an instant in it
+_CLEAR = 16  # width of the stem's guess at what is clear
 _CELL = {"precision": 2, "time": 8, "space": 16}  # pixels along the side of a cell of each path
 
 
@@ -99,12 +100,17 @@ def _parts(sizes: Sizes, patch: Patch, targets: Sequence[str]) -> dict[str, Cost
 
 
 def _stem(sizes: Sizes, patch: Patch, source: str) -> Cost:
-    """A strided convolution of pixels and their presence, the source's vector, and a projection of each pixel."""
+    """A strided convolution of pixels and their presence, the source's vector, each pixel's own part, and whether it
+    is clear.
+    """
     at, bands = patch.frames[source] * patch.cells("precision"), len(SOURCES[source].bands)
+    straight = sizes.pool_detail // 3
+    own = _weights(bands, straight, 4 * at) + _linear(bands, sizes.pool_detail - straight, 4 * at)
     return (
         _linear(2 * bands, sizes.precision, at, kernel=4)
         + Cost(sizes.precision)
-        + _weights(bands, sizes.pool_detail, 4 * at)
+        + own
+        + _perceptron(bands, _CLEAR, 1, 4 * at)
     )
 
 
@@ -141,17 +147,31 @@ def _exchange(sizes: Sizes, patch: Patch, before: Sequence[str], after: Sequence
 
 
 def _summariser(sizes: Sizes, patch: Patch) -> Cost:
-    """Attention pooling of the frames of each L/2 cell with a query per period, of their pixels too, then to L."""
-    heads, width, n, p = sizes.pool_heads, sizes.pool_width, patch.count, patch.periods
+    """The pools of all sources, then the hidden layer to L and to the embedding."""
+    cells, hidden = 4 * patch.periods * patch.cells("precision"), 2 * sizes.embedding
+    return _sum(_pool(sizes, patch, n) for n in patch.frames.values()) + (
+        Cost(hidden) + _linear(hidden, sizes.embedding, cells)
+    )
+
+
+def _pool(sizes: Sizes, patch: Patch, n: int) -> Cost:
+    """Attention pooling of n frames of one source in each L/2 cell with a query per period, and of their pixels."""
+    heads, width, p = sizes.pool_heads, sizes.pool_width, patch.periods
     deep, asked, own, hidden = sizes.precision, heads * width, sizes.pool_value, 2 * sizes.embedding
     cells, fine = p * patch.cells("precision"), sizes.pool_detail
     query = _perceptron(_PERIOD, 2 * deep, asked, p) + heads * _weights(width, deep, p)
     key_time = _weights(_TIMECODE, asked, n) + heads * _product(p * n, width, 1)
-    pooling = heads * (_product(cells, deep + 1, n) + _product(cells, n, deep + 4 * fine))  # + 1: where one is absent
+    pooling = heads * (_product(cells, deep + 1, n) + _product(cells, n, deep + 4 * fine))  # + 1: whether it is clear
     value = heads * _weights(deep, own, cells)
-    bells = Cost(heads * (2 + len(patch.frames)))  # centre, width, and a lean to each source
-    layer = _linear(heads * own, hidden, cells) + _weights(heads * fine, hidden, 4 * cells)
-    return query + key_time + pooling + value + bells + layer + _linear(hidden, sizes.embedding, 4 * cells)
+    bells = Cost(2 * heads + hidden)  # centre and width, and what is usual
+    return (
+        query
+        + key_time
+        + pooling
+        + value
+        + bells
+        + (_weights(heads * own, hidden, cells) + _weights(heads * fine, hidden, 4 * cells))
+    )
 
 
 def _decoder(sizes: Sizes, patch: Patch, source: str) -> Cost:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar, cast
 
@@ -37,9 +37,9 @@ _TIMECODE = 2 * len(_PERIODS)
 _PERIOD = 2 * _TIMECODE + 1  # numbers that describe a valid period
 _ABSENT = -1e30  # a logit that leaves nothing after softmax, and yet is finite where all frames have it
 _POOLED, _POOLED_GPU = 2**22, 2**28  # numbers that the summariser pools at once; a CPU keeps those in its cache
-_LEAN = 3.0  # logits by which a head of the summariser begins to favour one source
 _NARROW = 2.5  # times that a head's bell begins narrower than the distance of two; widths hardly move in a short run
-_SHRUNK = 0.01  # of the mean variance, that is added to each before the halves of the frames are compared
+_BENT = 1.5  # spread of what the bent features of a pixel are made of, in that of a band
+_CLEAR = 16  # width of the stem's guess at what is clear
 _STEM_NOISE = 0.3  # share of the usual random weights that a stem begins with beside the blur
 _POSITIONS = 8  # half-waves across a valid period that decoders can tell apart
 
@@ -96,6 +96,13 @@ class Layout:
         """(b, t, ...) -> (n, ...): the inverse."""
         return spread[self.site, self.slot]
 
+    def of(self, source: int) -> tuple[Layout, Int[Tensor, " m"]]:
+        """The frames of one source by themselves, and which of all they are."""
+        which = (self.source == source).nonzero()[:, 0]
+        site = self.site[which]
+        slot, longest = slots(site, self.shape[0])
+        return Layout(site, slot, self.time[which], self.source[which], (self.shape[0], longest)), which
+
     @property
     def filled(self) -> Bool[Tensor, "b t"]:
         return self.spread(torch.ones_like(self.site, dtype=torch.bool))
@@ -106,15 +113,28 @@ class Layout:
         return len(self.site) == self.shape[0] * self.shape[1]
 
 
+def slots(site: Int[Tensor, " n"], rows: int) -> tuple[Int[Tensor, " n"], int]:
+    """The place of each frame among those of its row, and the most frames of any row; rows in order."""
+    counts = torch.bincount(site, minlength=rows)
+    return torch.arange(len(site), device=site.device) - (counts.cumsum(0) - counts)[site], int(counts.max())
+
+
 @dataclass(frozen=True)
 class Encoded:
     """What the encoder hands to the summariser: it does not know the valid period."""
 
     features: Float[Tensor, "n p h2 w2"]
     detail: Float[Tensor, "n e4 h2 w2"]  # e numbers of each pixel of the 2x2 cell, as the frame showed it
+    clear: Float[Tensor, "n h2 w2"]  # logarithm of how likely the stem takes the cell to be clear
     present: Bool[Tensor, "n h2 w2"]  # any pixel of the 2x2 cell delivered
     layout: Layout
     seen: Bool[Tensor, "b h w"]  # any frame delivered the pixel
+
+    def of(self, source: int) -> Encoded:
+        """The frames of one source."""
+        layout, which = self.layout.of(source)
+        own = (self.features[which], self.detail[which], self.clear[which], self.present[which])
+        return Encoded(*own, layout, self.seen)
 
 
 # --- operators (section 3) ------------------------------------------------------------------------------------------
@@ -316,13 +336,19 @@ class SourceEncoder(nn.Module):
     """One frame of one source, c x L x L, to D_P x L/2 x L/2: a strided convolution plus a learned source vector.
 
     Absent pixels and bands enter as 0, with a channel of presence per band beside them. What single pixels show goes
-    round the encoder: a projection of each pixel's bands, kept by cell.
+    round the encoder, kept by cell: their bands turned, and bent features of them (what reflectances say of the ground
+    is mostly in their ratios); and a guess at whether they are clear.
     """
 
     def __init__(self, bands: int, width: int, detail: int) -> None:
         super().__init__()
-        self.fine = nn.Conv2d(bands, detail, 1, bias=False)
-        nn.init.orthogonal_(self.fine.weight.view(detail, bands))
+        straight = detail // 3
+        self.fine = nn.Conv2d(bands, straight, 1, bias=False)
+        nn.init.orthogonal_(self.fine.weight.view(straight, bands))
+        self.bent = nn.Conv2d(bands, detail - straight, 1)
+        nn.init.normal_(self.bent.weight, std=_BENT / math.sqrt(bands))
+        nn.init.normal_(cast(Tensor, self.bent.bias), std=0.5)
+        self.clear = nn.Sequential(nn.Conv2d(bands, _CLEAR, 1), nn.GELU(), nn.Conv2d(_CLEAR, 1, 1))
         self.project = nn.Conv2d(2 * bands, width, 4, stride=2, padding=1)
         self.source = nn.Parameter(torch.zeros(width))
         self._blur(bands, width)
@@ -339,13 +365,15 @@ class SourceEncoder(nn.Module):
 
     def forward(
         self, pixels: Float[Tensor, "n c h w"], there: Bool[Tensor, "n c h w"]
-    ) -> tuple[Float[Tensor, "n d h2 w2"], Float[Tensor, "n e4 h2 w2"]]:
+    ) -> tuple[Float[Tensor, "n d h2 w2"], Float[Tensor, "n e4 h2 w2"], Float[Tensor, "n h2 w2"]]:
         # where, not a product: what is not present must not reach the network even if it is NaN.
         values = torch.where(there, pixels, 0.0)
         x = self.project(torch.cat([values, there.to(values.dtype)], 1))
         states = x + self.source.to(x.dtype)[:, None, None]  # under autocast they stay in bfloat16
-        fine = self.fine(values).unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2))  # n e h2 2 w2 2
-        return states, fine.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)  # pixel_unshuffle, but right for no frames
+        own = torch.cat([self.fine(values), F.gelu(self.bent(values))], dim=1)
+        cells = own.unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2))  # n e h2 2 w2 2
+        clear = F.avg_pool2d(F.logsigmoid(self.clear(values)), 2)[:, 0]
+        return states, cells.permute(0, 3, 5, 1, 2, 4).flatten(1, 3), clear
 
 
 def unit(x: Tensor, dim: int) -> Tensor:
@@ -356,127 +384,96 @@ def unit(x: Tensor, dim: int) -> Tensor:
 # --- summariser (section 5) -----------------------------------------------------------------------------------------
 
 
-class Summariser(nn.Module):
-    """For a valid period: attention pooling of the frames of each L/2 cell, up-sampling to L, projection, unit length.
+class Pool(nn.Module):
+    """The heads of the summariser that read one source: attention pooling of its frames in each L/2 cell.
 
-    A head weighs a frame by content (query of the period against a key of the frame) and by where the frame lies in the
-    valid period: each head has a centre and a width there, and leans to a source; at the start every source has its
-    own heads, spread evenly. With no frame near its centre a head takes those around: that is what interpolation and
-    extrapolation need.
+    A head weighs a frame by where it lies in the valid period (each has a centre and a width there, spread evenly at
+    the start), by how clear the cell looks, and by content (query of the period against a key of the frame). With no
+    frame near its centre a head takes those around: that is what interpolation and extrapolation need.
 
-    Up-sampling expands the hidden layer of the cells bilinearly and adds to each pixel what it showed itself, pooled by
-    the weights of its cell and projected alike for all pixels. (Separate weights per sub-pixel would let the four
-    pixels of a cell use four codes, and no loss would see it.) Without the pixels' own part all that a field tells is
-    blurred over a cell: two designed baselines lose .05 of balanced accuracy when they are.
+    It pools what the encoder made of the cell, and beside it the pixels' own detail by the same weights.
     """
 
-    def __init__(self, sizes: Sizes, sources: int) -> None:
+    def __init__(self, sizes: Sizes) -> None:
         super().__init__()
-        heads, width = sizes.pool_heads, sizes.pool_width
+        heads, width, deep = sizes.pool_heads, sizes.pool_width, sizes.precision
         hidden = 2 * sizes.embedding
-        self.heads = heads
-        self.query = Perceptron(_PERIOD, 2 * sizes.precision, heads * width)
-        self.key = nn.Parameter(torch.randn(heads, sizes.precision, width) / math.sqrt(sizes.precision * width))
+        self.heads, self.detail = heads, sizes.pool_detail
+        self.query = Perceptron(_PERIOD, 2 * deep, heads * width)
+        silent(self.query[2])  # time alone weighs at first: random content would be noise on it
+        self.key = nn.Parameter(torch.randn(heads, deep, width) / math.sqrt(deep * width))
         self.key_time = nn.Linear(_TIMECODE, heads * width, bias=False)
-        self.value = nn.Parameter(torch.randn(heads, sizes.precision, sizes.pool_value) / math.sqrt(sizes.precision))
-        each = -(-heads // sources)  # heads that begin with one source
-        owner = torch.arange(heads) % sources
-        self.centre = nn.Parameter((torch.arange(heads) // sources + 0.5) / each)
-        self.log_width = nn.Parameter(torch.full((heads,), -math.log(_NARROW * each)))
-        self.lean = nn.Parameter(_LEAN * (torch.arange(sources)[:, None] == owner).float())
-        self.detail = sizes.pool_detail
-        self.hidden = nn.Linear(heads * sizes.pool_value, hidden)
-        self.fine = silent(nn.Conv2d(heads * sizes.pool_detail, hidden, 1, bias=False))
-        self.shared = nn.Conv2d(hidden, sizes.embedding, 1)
-
-    @torch.no_grad()
-    def agree(self, one: Float[Tensor, "n f"], other: Float[Tensor, "n f"]) -> None:
-        """Begin as the axes of the pixels' pooled detail on which two halves of the frames agree most, each weighed by
-        how far they do: what repeats is the place, what does not is cloud and speckle.
-
-        `one` and `other` are what `own` gives for the same pixels and periods. The weights come in pairs of both
-        signs: gelu(x) - gelu(-x) = x, so that the whole is linear at the start. What the encoder adds starts at zero.
-        """
-        one, other = one.double(), other.double()
-        mean = (one.mean(0) + other.mean(0)) / 2
-        one, other = one - mean, other - mean
-        within = (one.T @ one + other.T @ other) / (2 * len(one))
-        between = (one.T @ other + other.T @ one) / (2 * len(one))
-        within += _SHRUNK * within.diagonal().mean() * torch.eye(len(within), dtype=within.dtype, device=within.device)
-        whiten = torch.linalg.inv(torch.linalg.cholesky(within))
-        agreement, axes = torch.linalg.eigh(whiten @ between @ whiten.T)
-        d = self.shared.out_channels
-        weight = axes.flip(1)[:, :d].T @ whiten * agreement.flip(0)[:d].clamp(min=1e-3)[:, None]
-        weight = F.pad(weight / (one @ weight.T).square().mean().sqrt(), (0, 0, 0, d - len(weight)))
-        nn.init.zeros_(self.hidden.weight)
-        self.hidden.bias.copy_(torch.cat([-weight @ mean, weight @ mean]))
-        self.fine.weight.copy_(torch.cat([weight, -weight])[:, :, None, None])
-        both = torch.eye(d, device=weight.device)
-        self.shared.weight.copy_(torch.cat([both, -both], dim=1)[:, :, None, None])
-        nn.init.zeros_(cast(Tensor, self.shared.bias))
-
-    @torch.no_grad()
-    def own(self, encoded: Encoded, valid: Int[Tensor, "b p 2"]) -> Float[Tensor, "n f"]:
-        """The pooled detail of one pixel of each cell, for `agree`."""
-        pooled = self.pool(encoded, valid, False)[:, :, self.hidden.out_features :: 4]
-        return pooled.movedim(2, -1).flatten(0, -2)
+        self.value = nn.Parameter(torch.randn(heads, deep, sizes.pool_value) / math.sqrt(deep))
+        self.centre = nn.Parameter((torch.arange(heads) + 0.5) / heads)
+        self.log_width = nn.Parameter(torch.full((heads,), -math.log(_NARROW * heads)))
+        self.usual = nn.Parameter(torch.zeros(hidden))  # what a pixel adds that no frame of this source showed
+        self.hidden = nn.Linear(heads * sizes.pool_value, hidden, bias=False)
+        self.fine = nn.Linear(heads * sizes.pool_detail, hidden, bias=False)
 
     def forward(
-        self, encoded: Encoded, valid: Int[Tensor, "b p 2"], checkpointing: bool = False
-    ) -> Float[Tensor, "b p d h w"]:
-        pooled = self.pool(encoded, valid, checkpointing).flatten(0, 1)
-        # Cells that no frame saw hold nothing to expand into their neighbours.
-        some = encoded.layout.spread(encoded.present).any(1).repeat_interleave(valid.shape[1], 0)[:, None]
-        cells, own = pooled.split([self.hidden.out_features, 4 * self.fine.in_channels], dim=1)
-        expand = partial(F.interpolate, scale_factor=2, mode="bilinear", align_corners=False)
-        hidden = expand(cells * some) / expand(some.to(cells.dtype)).clamp(min=0.1) + self.fine(F.pixel_shuffle(own, 2))
-        return unit(self.shared(F.gelu(hidden)), dim=1).unflatten(0, valid.shape[:2])
-
-    def pool(self, encoded: Encoded, valid: Int[Tensor, "b p 2"], checkpointing: bool) -> Float[Tensor, "b p f h2 w2"]:
-        """Softmax over the frames of each cell, per period and head: the hidden layer before its GELU, then the pooled
-        detail; of zeros in cells that no frame saw.
+        self, encoded: Encoded, valid: Int[Tensor, "b p 2"], checkpointing: bool
+    ) -> Float[Tensor, "b h2 w2 p 5 f"]:
+        """Of the frames of this source, what each cell adds to the hidden layer, and what each of its four pixels does.
 
         A few rows at a time: each head's features of all cells at once would be many times the encoder's.
         """
-        layout, absent = encoded.layout, ~encoded.present[:, None]
-        # One more channel says where a frame is absent; the query's weight for it takes absent frames out.
-        shown = torch.cat([encoded.detail.to(encoded.features.dtype), encoded.features], dim=1).masked_fill(absent, 0.0)
-        flagged = torch.cat([shown, absent.to(shown.dtype)], dim=1)
-        cells = layout.spread(flagged).permute(0, 3, 4, 1, 2).contiguous()  # b h w t c
-        query = self.query(describe(valid).to(self.key.dtype)).unflatten(-1, (self.heads, -1))
-        asked = F.pad(torch.einsum("bpke,kce->bpkc", query, self.key), (0, 1), value=_ABSENT).flatten(1, 2)
-        bias = self.bias(layout, valid, query)
+        cells, asked, bias = self.asked(encoded, valid)
         at_once = _POOLED_GPU if cells.is_cuda else _POOLED
         rows = max(1, at_once // (asked.shape[1] * cells.shape[2] * cells.shape[-1]))
         mix = partial(checkpoint, self.mix, use_reentrant=False) if checkpointing else self.mix
-        pooled = torch.cat([mix(part, asked, bias) for part in cells.split(rows, dim=1)], dim=1)
-        return pooled.unflatten(3, (valid.shape[1], -1)).permute(0, 3, 4, 1, 2)
+        added = torch.cat([mix(part, asked, bias) for part in cells.split(rows, dim=1)], dim=1)
+        none = ~encoded.layout.spread(encoded.present).any(1)[..., None, None, None]
+        usual = F.pad(self.usual.to(added.dtype).expand(4, -1), (0, 0, 1, 0))
+        return added.unflatten(-1, (valid.shape[1], 5, -1)) + none * usual
+
+    def asked(
+        self, encoded: Encoded, valid: Int[Tensor, "b p 2"]
+    ) -> tuple[Float[Tensor, "b h2 w2 t c"], Float[Tensor, "b pk c1"], Float[Tensor, "b pk t"]]:
+        """What the cells show, what each head asks of it, and what it adds to the logits for the frame's instant."""
+        layout, absent = encoded.layout, ~encoded.present[:, None]
+        # What is known of a frame apart from its content: how clear it looks, and whether it is there at all.
+        known = torch.where(absent, _ABSENT, encoded.clear[:, None].to(encoded.features.dtype))
+        shown = torch.cat([encoded.detail.to(encoded.features.dtype), encoded.features], dim=1)
+        flagged = torch.cat([shown.masked_fill(absent, 0.0), known], dim=1)
+        cells = layout.spread(flagged).permute(0, 3, 4, 1, 2).contiguous()
+        query = self.query(describe(valid).to(self.key.dtype)).unflatten(-1, (self.heads, -1))
+        asked = F.pad(torch.einsum("bpke,kce->bpkc", query, self.key), (0, 1), value=1.0).flatten(1, 2)
+        return cells, asked, self.bias(layout, valid, query)
 
     def mix(
         self, cells: Float[Tensor, "b h w t c"], asked: Float[Tensor, "b pk c1"], bias: Float[Tensor, "b pk t"]
     ) -> Float[Tensor, "b h w pf"]:
-        """The key's projection is folded into what is asked and the value's follows the pooling, which is the same sum:
+        """What cells and pixels add to the hidden layer; nothing where there was no frame.
+
+        The key's projection is folded into what is asked and the value's follows the pooling, which is the same sum:
         no map of keys or values is made per frame.
         """
+        own, features = self.attend(cells, asked, bias)
+        values = torch.bmm(features.transpose(0, 1), self.value).transpose(0, 1).flatten(1)
+        out = torch.cat([self.hidden(values)[:, None], self.fine(own)], dim=1)
+        return out.view(*cells.shape[:3], -1)
+
+    def attend(
+        self, cells: Float[Tensor, "b h w t c"], asked: Float[Tensor, "b pk c1"], bias: Float[Tensor, "b pk t"]
+    ) -> tuple[Float[Tensor, "bhwp 4 ke"], Float[Tensor, "bhwp k d"]]:
+        """Softmax over the frames of each cell, per period and head: the detail of its pixels, and its features."""
         fine = 4 * self.detail
         logits = asked[:, None, None] @ cells[..., fine:].transpose(-1, -2) + bias[:, None, None]
         pooled = (logits.softmax(-1) @ cells[..., :-1]).reshape(-1, self.heads, cells.shape[-1] - 1)
         own, features = pooled.split([fine, pooled.shape[-1] - fine], dim=-1)
-        values = torch.bmm(features.transpose(0, 1), self.value).transpose(0, 1).flatten(1)
-        out = torch.cat([self.hidden(values), own.flatten(1)], dim=1)
-        return out.view(*cells.shape[:3], -1)
+        return own.unflatten(-1, (4, -1)).transpose(1, 2).flatten(2), features
 
     def bias(
         self, layout: Layout, valid: Int[Tensor, "b p 2"], query: Float[Tensor, "b p k e"]
     ) -> Float[Tensor, "b pk t"]:
-        """What a frame's instant and source add to its logits, whatever it shows; slots without a frame are out."""
+        """What a frame's instant adds to its logits, whatever it shows; slots without a frame are out."""
         keys = self.key_time(timecode(layout.time).to(self.key.dtype)).unflatten(-1, (self.heads, -1))
         timely = torch.einsum("nke,npke->npk", keys, query[layout.site]) / math.sqrt(keys.shape[-1])
         bias = layout.spread(timely + self.nearness(layout, valid))
         return bias.masked_fill(~layout.filled[..., None, None], _ABSENT).flatten(2).transpose(1, 2)
 
     def nearness(self, layout: Layout, valid: Int[Tensor, "b p 2"]) -> Float[Tensor, "n p k"]:
-        """How much each head favours a frame for where it lies in the valid period, and for its source.
+        """How much each head favours a frame for where it lies in the valid period.
 
         A bell at the centre with a heavy tail: in a period without frames a Gaussian would copy the one nearest frame,
         cloud or not, where the frames around the gap should be weighed by what they show.
@@ -484,7 +481,68 @@ class Summariser(nn.Module):
         start, end = valid[layout.site].unbind(-1)
         place = relative(layout.time[:, None], start, end).to(self.centre.dtype)
         away = (place[..., None] - self.centre) / self.log_width.exp()
-        return self.lean[layout.source][:, None] - 2 * torch.log1p(away.square() / 4)
+        return -2 * torch.log1p(away.square() / 4)
+
+
+class Summariser(nn.Module):
+    """For a valid period: attention pooling of each source's frames, up-sampling to L, projection, unit length.
+
+    Up-sampling expands what the cells add to the hidden layer bilinearly and adds to each pixel what it showed itself,
+    projected alike for all pixels. (Separate weights per sub-pixel would let the four pixels of a cell use four codes,
+    and no loss would see it.) Without the pixels' own part all that a field tells is blurred over a cell: two designed
+    baselines lose .05 of balanced accuracy when they are.
+    """
+
+    def __init__(self, sizes: Sizes, sources: tuple[str, ...]) -> None:
+        super().__init__()
+        hidden = 2 * sizes.embedding
+        self.pools = nn.ModuleDict({name: Pool(sizes) for name in sources})
+        self.level = nn.Parameter(torch.zeros(hidden))
+        self.shared = nn.Conv2d(hidden, sizes.embedding, 1)
+
+    def forward(
+        self, encoded: Encoded, valid: Int[Tensor, "b p 2"], checkpointing: bool = False
+    ) -> Float[Tensor, "b p d h w"]:
+        pools = [cast(Pool, pool) for pool in self.pools.values()]
+        added = [pool(encoded.of(kind), valid, checkpointing) for kind, pool in enumerate(pools)]
+        cells, pixels = sum(added[1:], start=added[0]).split([1, 4], dim=4)  # b h2 w2 p 1 f
+        cells = cells.squeeze(4).permute(0, 3, 4, 1, 2).flatten(0, 1)
+        pixels = pixels.unflatten(4, (2, 2)).permute(0, 3, 6, 1, 4, 2, 5).flatten(5).flatten(3, 4).flatten(0, 1)
+        # Cells that no frame saw hold nothing to expand into their neighbours.
+        some = encoded.layout.spread(encoded.present).any(1).repeat_interleave(valid.shape[1], 0)[:, None]
+        expand = partial(F.interpolate, scale_factor=2, mode="bilinear", align_corners=False)
+        hidden = expand(cells * some) / expand(some.to(cells.dtype)).clamp(min=0.1) + pixels
+        hidden = hidden + self.level.to(hidden.dtype)[:, None, None]
+        return unit(self.shared(F.gelu(hidden)), dim=1).unflatten(0, valid.shape[:2])
+
+    def own(self, encoded: Encoded, valid: Int[Tensor, "b p 2"]) -> Float[Tensor, "bhwp e"]:
+        """The pooled detail of one pixel of each cell, for `begin`: of all sources one after the other, 0 where a source
+        showed nothing.
+        """
+        found = []
+        for kind, pool in enumerate(self.pools.values()):
+            own, _ = cast(Pool, pool).attend(*cast(Pool, pool).asked(encoded.of(kind), valid))
+            found.append(own[:, 0])
+        return torch.cat(found, dim=1)
+
+    @torch.no_grad()
+    def begin(self, weight: Float[Tensor, "d e"], mean: Float[Tensor, " e"]) -> None:
+        """Begin as a projection of the pixels' pooled detail, of all sources one after the other, less its mean.
+
+        The weights come in pairs of both signs: gelu(x) - gelu(-x) = x, so that the whole is linear at the start. What
+        the encoder adds starts at zero.
+        """
+        self.level.copy_(torch.cat([-weight @ mean, weight @ mean]))
+        both = torch.cat([weight, -weight])
+        pools = [cast(Pool, pool) for pool in self.pools.values()]
+        widths = [pool.fine.in_features for pool in pools]
+        for pool, part, usual in zip(pools, both.split(widths, dim=1), mean.split(widths), strict=True):
+            nn.init.zeros_(pool.hidden.weight)
+            pool.fine.weight.copy_(part)
+            pool.usual.copy_(part @ usual)
+        signs = torch.eye(len(weight), device=weight.device)
+        self.shared.weight.copy_(torch.cat([signs, -signs], dim=1)[:, :, None, None])
+        nn.init.zeros_(cast(Tensor, self.shared.bias))
 
 
 # --- bottleneck (section 6) -----------------------------------------------------------------------------------------
@@ -591,21 +649,21 @@ class Model(nn.Module):
             {name: SourceEncoder(len(SOURCES[name].bands), sizes.precision, sizes.pool_detail) for name in sources}
         )
         self.blocks = nn.ModuleList(Block(sizes, before, after) for before, after in staggered(sizes.blocks))
-        self.summariser = Summariser(sizes, len(sources))
+        self.summariser = Summariser(sizes, sources)
         measured = [name for name in (*sources, *targets) if SOURCES[name].kind != "text"]
         self.decoders = nn.ModuleDict({name: Decoder(sizes, SOURCES[name]) for name in measured})
         self.text = TextHead(sizes) if "text" in targets else None
 
     def encode(self, inputs: Mapping[str, Frames]) -> Encoded:
         """All present frames of all sources as one sequence in time, through the STP encoder."""
-        features, detail, present, layout, seen = self._pack(inputs)
-        states = {"precision": features}
+        shown = self.stems(inputs)
+        states = {"precision": shown.features}
         for block in self.blocks:
             if self.checkpointing and self.training:
-                states = checkpoint(block, states, layout, use_reentrant=False)
+                states = checkpoint(block, states, shown.layout, use_reentrant=False)
             else:
-                states = block(states, layout)
-        return Encoded(states["precision"], detail, present, layout, seen)
+                states = block(states, shown.layout)
+        return replace(shown, features=states["precision"])
 
     def summarise(self, encoded: Encoded, valid: Int[Tensor, "b p 2"]) -> Float[Tensor, "b p d h w"]:
         """Mean directions for any number of valid periods per site. Meaningless where `encoded.seen` is False."""
@@ -624,9 +682,9 @@ class Model(nn.Module):
         """
         return self.decoders[source](sample, relative(time, valid[:, 0], valid[:, 1]), meta)
 
-    def _pack(self, inputs: Mapping[str, Frames]) -> tuple[Tensor, Tensor, Tensor, Layout, Tensor]:
-        """Stem features (n, D_P, L/2, L/2), detail and presence, where each frame belongs, and the pixels seen."""
-        features, details, present, sites, times, kinds = [], [], [], [], [], []
+    def stems(self, inputs: Mapping[str, Frames]) -> Encoded:
+        """All present frames packed, as the stems see them."""
+        found, present, sites, times, kinds = [], [], [], [], []
         seen = torch.stack([inputs[name].present.any(1) for name in self.sources if name in inputs]).any(0)
         for kind, name in enumerate(self.sources):
             if name not in inputs:
@@ -635,20 +693,17 @@ class Model(nn.Module):
             site, index = frames.present.flatten(2).any(-1).nonzero(as_tuple=True)
             there = frames.present[site, index]
             which = there[:, None] & frames.bands[site, index][:, :, None, None]
-            states, detail = self.stem[name](frames.pixels[site, index], which)
-            features.append(states)
-            details.append(detail)
+            found.append(self.stem[name](frames.pixels[site, index], which))
             present.append(F.max_pool2d(there.float()[:, None], 2)[:, 0] > 0)
             sites.append(site)
             times.append(frames.time[site, index])
             kinds.append(torch.full_like(site, kind))
         order = torch.cat(sites).argsort(stable=True)
-        site = torch.cat(sites)[order]
-        counts = torch.bincount(site, minlength=len(seen))
-        slot = torch.arange(len(site), device=site.device) - (counts.cumsum(0) - counts)[site]
-        shape = (len(seen), int(counts.max()))
-        layout = Layout(site, slot, torch.cat(times)[order], torch.cat(kinds)[order], shape)
-        return torch.cat(features)[order], torch.cat(details)[order], torch.cat(present)[order], layout, seen
+        site, when, origin, there = (torch.cat(parts)[order] for parts in (sites, times, kinds, present))
+        slot, longest = slots(site, len(seen))
+        features, detail, clear = (torch.cat(parts)[order] for parts in zip(*found, strict=True))
+        layout = Layout(site, slot, when, origin, (len(seen), longest))
+        return Encoded(features, detail, clear, there, layout, seen)
 
     def compile_operators(self) -> None:
         """Have torch.compile make the operators' kernels; frames come in any number.

@@ -76,10 +76,11 @@ class Model(_Table):
     precision_expansion: Positive
     precision_kernel: Literal[1, 3]
     exchange_kernel: Annotated[int, Field(ge=1, le=3)]
-    pool_heads: Positive  # of the summariser
+    pool_heads: Positive  # of the summariser, for each source
     pool_width: Positive  # width of one of them
     pool_value: Positive  # width of what one of them pools
-    pool_detail: Positive  # numbers of a pixel itself that go round the encoder and are pooled beside them
+    # Numbers of a pixel itself that go round the encoder and are pooled beside them: a third its bands, the rest bent
+    pool_detail: Annotated[int, Field(ge=3)]
     embedding: Literal[64]  # d; the fields that users share hold 64
     kappa: Annotated[float, Field(gt=0)]
     decoder: Positive  # width of the decoders' two hidden layers
@@ -119,7 +120,7 @@ class Train(_Table):
     batch: Annotated[int, Field(ge=2)]  # uniformity pairs every sample with another
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     warmup: Annotated[int, Field(ge=0)]
-    agree: Annotated[int, Field(ge=0)]  # batches that the projection to the embedding is first fitted on; 0: random
+    agree: Annotated[int, Field(ge=0)]  # batches that weights are first fitted on, see agreement.py; 0: random
     settle: Annotated[int, Field(ge=0)]  # steps in which the decoders alone learn
     clip: Annotated[float, Field(gt=0)]  # norm of the gradient; our choice, the paper names none
     dtype: Dtype  # of what autocast may round; weights and losses stay float32

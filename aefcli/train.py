@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from aefcli import checkpoint, losses, parallel
+from aefcli import agreement, checkpoint, losses, parallel
 from aefcli.batch import Batch, Frames, Text
 from aefcli.errors import Diverged
 from aefcli.model import Model, sample_vmf
@@ -28,6 +29,7 @@ from aefcli.sources import SOURCES, Source
 from aefcli.start import Start, environment
 from aefcli.watch import Look, collapse, look
 
+_ALL = 96  # frames of a source, about all that a year has
 LOOKED = 4  # held-out batches that a look is taken at
 
 
@@ -124,23 +126,13 @@ def train(start: Start, device: torch.device, stop: Callable[[], bool] = lambda:
 
 
 def _begun(start: Start, device: torch.device) -> Model:
-    """The weights before the first step. Of fresh ones the projection to the embedding is fitted on a few batches: a
-    random one loses more than minutes of training bring back.
-    """
+    """The weights before the first step; fresh ones are fitted on a few batches with all frames that there are."""
     model, recipe = start.model().to(device), start.recipe
     if recipe.train.agree == 0 or start.old or checkpoint.newest_state(start.run, recipe):
         return model
-    halves: tuple[list[Tensor], list[Tensor]] = ([], [])
-    stream = batches(start.cubes, start.samples, recipe, texts=start.texts)
-    with closing(stream), torch.no_grad():
-        for number in range(recipe.train.agree):
-            batch, noise = next(stream).to(device), _noise(recipe.train.seed, 0, number, device)
-            asked = torch.stack([batch.support, *batch.valid.values()], dim=1)
-            draws = {name: torch.rand(f.time.shape, generator=noise, device=device) for name, f in batch.inputs.items()}
-            for half, gone in zip(halves, (lambda draw: draw < 0.5, lambda draw: draw >= 0.5), strict=True):
-                kept = {name: frames.without(gone(draws[name])) for name, frames in batch.inputs.items()}
-                half.append(model.summariser.own(model.encode(kept), asked))
-    model.summariser.agree(torch.cat(halves[0]), torch.cat(halves[1]))
+    whole = recipe.replace(data={"frames": [_ALL] * len(recipe.data.sources)})
+    with closing(batches(start.cubes, start.samples, whole, texts=start.texts)) as stream:
+        agreement.begin(model, islice(stream, recipe.train.agree), _noise(recipe.train.seed, 0, 0, device))
     return model
 
 

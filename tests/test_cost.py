@@ -95,9 +95,9 @@ def test_flops_are_those_that_pytorch_counts(name: str, frames: tuple[int, int, 
 @pytest.mark.parametrize(
     ("name", "parameters", "flops"),
     [
-        ("nano", 714_201, 12_636_496_384),
-        ("small", 37_808_422, 790_342_444_288),
-        ("base", 463_942_435, 23_866_964_409_344),
+        ("nano", 828_244, 14_675_244_928),
+        ("small", 37_965_057, 791_996_293_888),
+        ("base", 464_017_922, 23_861_447_361_536),
     ],
 )
 def test_sizes_of_the_recipes(name: str, parameters: int, flops: int) -> None:
@@ -110,7 +110,7 @@ def test_sizes_of_the_recipes(name: str, parameters: int, flops: int) -> None:
 def test_small_is_small_enough_for_a_laptop() -> None:
     plan = recipe.load("small")
     flops = worked(plan, cost.split(16, shares(plan)))
-    assert flops["total"] == 316_841_761_024
+    assert flops["total"] == 318_952_911_616
     assert min(flops[path] for path in ("space", "time", "precision")) > flops["total"] / 8
     assert 20e6 < counted(plan)["total"] < 45e6
 
@@ -127,7 +127,6 @@ def test_every_shipped_recipe_builds(name: str) -> None:
     plan = recipe.load(name)
     assert plan.name == name
     assert recipe.parse(plan.to_toml(), name) == plan
-    assert plan.model.pool_heads % len(plan.data.sources) == 0
     with torch.device("meta"):
         assert checkpoint.build(plan).sources == plan.data.sources
 

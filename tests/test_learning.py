@@ -37,7 +37,7 @@ SMALL = {
     "space": 48,
     "head": 16,
     "mlp_ratio": 2,
-    "pool_heads": 12,
+    "pool_heads": 6,
     "pool_width": 4,
     "decoder": 64,
 }

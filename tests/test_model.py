@@ -181,7 +181,8 @@ def test_gradients_equal_finite_differences(model: Model) -> None:
     }
     rng = torch.Generator().manual_seed(3)
     weights = [p for name, p in exact.named_parameters() if name.endswith(("norm.weight", "norms.0.bias", "centre"))]
-    weights += [exact.summariser.log_width, exact.stem["sentinel-1"].source]
+    pool = exact.summariser.pools["sentinel-1"]
+    weights += [pool.log_width, pool.usual, exact.stem["sentinel-1"].source]
     spots = torch.randint(256, (3,), generator=rng)
     along = torch.randn(3, 4, generator=rng, dtype=torch.float64)
     touched = torch.randn(5, generator=rng, dtype=torch.float64)
@@ -257,11 +258,12 @@ def test_cells_that_no_frame_saw_take_no_part_in_their_neighbours(model: Model) 
     present = encoded.present.clone()
     present[:, :, 8:] = False
     alike = encoded.features[..., :1, :1].expand_as(encoded.features)
-    same = torch.ones_like(encoded.detail)
-    out = even(replace(encoded, features=alike, detail=same, present=present), VALID)[..., :16]
+    same, clear = torch.ones_like(encoded.detail), torch.zeros_like(encoded.clear)
+    given = replace(encoded, features=alike, detail=same, clear=clear, present=present)
+    out = even(given, VALID)[..., :16]
     torch.testing.assert_close(out, out[..., :1, :1].expand_as(out), atol=1e-5, rtol=0)
-    poisoned, spoilt = (torch.where(present[:, None], each, torch.nan) for each in (alike, same))
-    again = even(replace(encoded, features=poisoned, detail=spoilt, present=present), VALID)[..., :16]
+    poisoned, spoilt, odd = (torch.where(present[:, None], each, torch.nan) for each in (alike, same, clear[:, None]))
+    again = even(replace(given, features=poisoned, detail=spoilt, clear=odd[:, 0]), VALID)[..., :16]
     torch.testing.assert_close(again, out)
 
 

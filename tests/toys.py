@@ -29,10 +29,10 @@ def toy_recipe(**tables: dict[str, object]) -> recipe.Recipe:
         "space": 32,
         "head": 16,
         "mlp_ratio": 2,
-        "pool_heads": 6,
+        "pool_heads": 2,
         "pool_width": 4,
         "pool_value": 4,
-        "pool_detail": 2,
+        "pool_detail": 6,
         "decoder": 32,
     }
     small = {

@@ -1,0 +1,119 @@
+"""What weights begin as: fitted in closed form on a few batches before the first step, without any label.
+
+Two fits, of what a random start would take hours of steps to find. The stems' guess at what is clear is fitted to the
+products' own masks, which serve training and are not asked for afterwards. The projection to the embedding takes the
+axes on which two halves of a pixel's frames agree most: what repeats is the place, what does not is weather and
+speckle. Those axes are the canonical correlations of one half with the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from aefcli.batch import Batch, Frames
+from aefcli.model import Model, SourceEncoder
+
+_SIDE = 16  # px in the middle of each window; larger ones hold little that is new
+_SHRUNK = 0.01  # of the mean variance, that is added to each before the halves are compared
+_PIXELS = 20_000  # of each source, that the guess at what is clear is fitted on
+_STEPS = 60  # of L-BFGS for it
+_DECAY = 1e-4
+
+
+def begin(model: Model, batches: Iterable[Batch], noise: torch.Generator) -> None:
+    """Fit the weights of a fresh model in place, on the device of `noise`."""
+    shown, valid = [], []
+    for batch in batches:
+        shown.append({name: _middle(frames).to(noise.device) for name, frames in batch.inputs.items()})
+        valid.append(batch.support[:, None].to(noise.device))
+    for name in model.sources:
+        _tell_clear(cast(SourceEncoder, model.stem[name]), [each[name] for each in shown if name in each], noise)
+    weight, mean = agreeing(*_halves(model, shown, valid, noise), model.summariser.shared.out_channels)
+    model.summariser.begin(weight, mean)
+
+
+def _middle(frames: Frames) -> Frames:
+    height, width = frames.present.shape[-2:]
+    top, left = (height - _SIDE) // 2, (width - _SIDE) // 2
+    part = slice(top, top + _SIDE), slice(left, left + _SIDE)
+    cut = (frames.pixels[..., *part], frames.present[..., *part], frames.weight[..., *part])
+    pixels, present, weight = (tensor.clone() for tensor in cut)  # a view would keep the whole window
+    return replace(frames, pixels=pixels, present=present, weight=weight)
+
+
+def _tell_clear(stem: SourceEncoder, seen: Sequence[Frames], noise: torch.Generator) -> None:
+    """Fit the stem's guess at what is clear, by cross-entropy against the products' masks."""
+    shown, clear = [], []
+    for frames in seen:
+        there = frames.present
+        values = torch.where(frames.bands[..., None, None], frames.pixels, 0.0).movedim(2, -1)
+        shown.append(values[there])
+        clear.append(frames.weight[there])
+    pixels, target = torch.cat(shown), torch.cat(clear)
+    if not len(pixels):
+        return
+    some = torch.randperm(len(pixels), generator=noise, device=noise.device)[:_PIXELS]
+    pixels, target = pixels[some], target[some]
+    weights = [*stem.clear.parameters()]
+    optimiser = torch.optim.LBFGS(weights, max_iter=_STEPS, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimiser.zero_grad()
+        answer = stem.clear(pixels.T[None, :, :, None])[0, 0, :, 0]
+        away = F.binary_cross_entropy_with_logits(answer, target)
+        total = away + _DECAY * torch.stack([weight.square().sum() for weight in weights]).sum()
+        total.backward()
+        return total
+
+    optimiser.step(loss)
+    optimiser.zero_grad()
+
+
+@torch.no_grad()
+def _halves(
+    model: Model, shown: Sequence[dict[str, Frames]], valid: Sequence[Int[Tensor, "b 1 2"]], noise: torch.Generator
+) -> tuple[Float[Tensor, "n e"], Float[Tensor, "n e"]]:
+    """The pooled detail of one pixel of each cell, by one random half of the frames and by the other.
+
+    Each cell has halves of its own, or all cells of a window would tell of the same few draws.
+    """
+    found: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for inputs, period in zip(shown, valid, strict=True):
+        cells = {name: (*f.time.shape, _SIDE // 2, _SIDE // 2) for name, f in inputs.items()}
+        drawn = {name: torch.rand(shape, generator=noise, device=noise.device) < 0.5 for name, shape in cells.items()}
+        half_of = {name: half.repeat_interleave(2, -1).repeat_interleave(2, -2) for name, half in drawn.items()}
+        halves = []
+        for side in (False, True):
+            kept = {n: replace(f, present=f.present & (half_of[n] == side)) for n, f in inputs.items()}
+            encoded = model.stems(kept)
+            halves.append((model.summariser.own(encoded, period), encoded.seen[:, ::2, ::2].flatten()))
+        both = halves[0][1] & halves[1][1]
+        for half, (own, _) in zip(found, halves, strict=True):
+            half.append(own[both])
+    return torch.cat(found[0]), torch.cat(found[1])
+
+
+def agreeing(
+    one: Float[Tensor, "n e"], other: Float[Tensor, "n e"], count: int
+) -> tuple[Float[Tensor, "d e"], Float[Tensor, " e"]]:
+    """The axes on which two views of the same things agree most, each weighed by how far they do: (weight, mean), such
+    that weight @ (x - mean) has numbers of unit mean square.
+    """
+    one, other = one.double(), other.double()
+    mean = (one.mean(0) + other.mean(0)) / 2
+    one, other = one - mean, other - mean
+    within = (one.T @ one + other.T @ other) / (2 * len(one))
+    between = (one.T @ other + other.T @ one) / (2 * len(one))
+    within += _SHRUNK * within.diagonal().mean() * torch.eye(len(within), dtype=within.dtype, device=within.device)
+    whiten = torch.linalg.inv(torch.linalg.cholesky(within))
+    agreement, axes = torch.linalg.eigh(whiten @ between @ whiten.T)
+    weight = axes.flip(1)[:, :count].T @ whiten * agreement.flip(0)[:count].clamp(min=1e-3)[:, None]
+    weight = F.pad(weight, (0, 0, 0, count - len(weight)))
+    return (weight / (one @ weight.T).square().mean().sqrt()).float(), mean.float()

@@ -1,0 +1,105 @@
+"""What weights begin as: known axes of agreement are found, clouds are told, and halves of the frames come together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from toys import YEAR, noise_frames, toy_recipe
+
+from aefcli import agreement, checkpoint
+from aefcli.batch import Batch, Frames, Student
+from aefcli.model import Model
+
+CLOUD = 3.0  # of what lies below, in sigmas
+
+
+def rng(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def landscape(seed: int, b: int = 4, t: int = 12) -> Batch:
+    """Places of their own colours in every source, a third of the frames of Sentinel-2 under bright cloud."""
+    draws = rng(seed)
+    inputs: dict[str, Frames] = {}
+    for name in toy_recipe().data.sources:
+        frames = noise_frames(name, b=b, t=t, side=16, seed=seed)
+        ground = torch.randn(b, 1, frames.pixels.shape[2], 16, 16, generator=draws)
+        pixels, weight = ground + 0.5 * frames.pixels, frames.present.float()
+        if name == "sentinel-2":
+            cloud = torch.rand(b, t, 16, 16, generator=draws) < 0.3
+            pixels = torch.where(cloud[:, :, None], CLOUD + 0.5 * frames.pixels, pixels)
+            weight = weight * ~cloud
+        inputs[name] = replace(frames, pixels=pixels, weight=weight)
+    support = torch.tensor([[YEAR.start, YEAR.end]] * b)
+    drops = {name: torch.zeros(b, t, dtype=torch.bool) for name in inputs}
+    return Batch(inputs, {}, {}, support, torch.ones(b, dtype=torch.bool), student=Student(drops, support))
+
+
+@pytest.fixture(scope="module")
+def begun() -> tuple[Model, Model]:
+    """A fresh network, and the same fitted."""
+    fresh, fitted = checkpoint.build(toy_recipe()).eval(), checkpoint.build(toy_recipe()).eval()
+    agreement.begin(fitted, (landscape(seed) for seed in range(4)), rng(0))
+    return fresh, fitted
+
+
+def test_axes_that_repeat_come_first_and_noise_weighs_little() -> None:
+    draws = rng(1)
+    signal = torch.randn(20_000, 3, generator=draws) * torch.tensor([0.3, 1.0, 3.0])
+    spread = torch.tensor([1.0, 1.0, 1.0, 10.0])  # the widest axis of all is noise
+    one, other = (
+        torch.cat([signal, torch.zeros(20_000, 1)], 1) + spread * torch.randn(20_000, 4, generator=draws) + 5
+        for _ in range(2)
+    )
+    weight, mean = agreement.agreeing(one, other, 6)
+    torch.testing.assert_close(mean, torch.full((4,), 5.0), atol=0.1, rtol=0)
+    assert not weight[4:].any()  # there are no more axes than numbers
+    answers = [(view - mean) @ weight.T for view in (one, other)]
+    torch.testing.assert_close(answers[0].square().mean(), torch.tensor(1.0), atol=1e-3, rtol=0)
+    agreed = [torch.corrcoef(torch.stack([a, b]))[0, 1] for a, b in zip(*(x.T[:4] for x in answers), strict=True)]
+    expected = torch.tensor([9 / 10, 1 / 2, 0.09 / 1.09, 0.0])  # variance of the signal in that of all
+    torch.testing.assert_close(torch.stack(agreed), expected, atol=0.03, rtol=0)
+    assert (answers[0].var(0)[:3].diff() < 0).all()  # each weighs as far as it repeats
+    assert answers[0].var(0)[3] < 0.01 * answers[0].var(0)[0]
+
+
+@torch.inference_mode()
+def test_the_guess_at_what_is_clear_is_learned_from_the_masks(begun: tuple[Model, Model]) -> None:
+    batch = landscape(9)
+    frames = batch.inputs["sentinel-2"]
+    right = []
+    for model in begun:
+        guess = model.stem["sentinel-2"].clear(frames.pixels.flatten(0, 1))[:, 0]
+        right.append(((guess > 0) == (frames.weight.flatten(0, 1) > 0))[frames.present.flatten(0, 1)].float().mean())
+    assert right[1] > 0.97
+    assert right[0] < 0.9
+
+
+@torch.inference_mode()
+def test_halves_of_the_frames_tell_a_place_from_others(begun: tuple[Model, Model]) -> None:
+    batch = landscape(9)
+    agreed = []
+    for model in begun:
+        halves = []
+        for side in (0, 1):
+            gone = (torch.arange(12) % 2 == side).expand(4, 12)
+            encoded = model.encode({name: frames.without(gone) for name, frames in batch.inputs.items()})
+            halves.append(model.summarise(encoded, batch.support[:, None])[:, 0].movedim(1, -1).flatten(0, -2))
+        one, other = (half - half.mean(0) for half in halves)
+        agreed.append((one * other).sum(1).mean() / (one.square().sum(1).mean() * other.square().sum(1).mean()).sqrt())
+    assert agreed[1] > 0.8
+    assert agreed[1] > agreed[0] + 0.1
+
+
+def test_without_any_clear_pixel_or_source_the_fit_is_finite() -> None:
+    model = checkpoint.build(toy_recipe())
+    batches = [landscape(seed) for seed in range(2)]
+    bare = [replace(batch, inputs=batch.inputs | {"landsat": gone(batch.inputs["landsat"])}) for batch in batches]
+    agreement.begin(model, bare, rng(0))
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def gone(frames: Frames) -> Frames:
+    return frames.without(torch.ones(frames.time.shape, dtype=torch.bool))
