@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test slow lint clean
+.PHONY: demo test slow lint shipped clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -22,6 +22,10 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The model inside the package, trained anew: not a part of any other target.
+shipped: .venv/ready
+	PATH="$(abspath $(BIN)):$$PATH" bash examples/shipped.sh
 
 clean:
 	rm -rf .venv demo build dist *.egg-info

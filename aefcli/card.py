@@ -41,7 +41,7 @@ def write(run: Run) -> Path:
     data, made = (_read(run.path / name) for name in ("data.json", "environment.json"))
     log = checkpoint.records(run)
     parts = [
-        _head(run, recipe, made),
+        _head(run, recipe, data, made),
         _use(run),
         _data(run, recipe, data),
         _sizes(recipe),
@@ -65,14 +65,16 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
-def _head(run: Run, recipe: Recipe, made: Mapping[str, Any]) -> str:
+def _head(run: Run, recipe: Recipe, data: Mapping[str, Any], made: Mapping[str, Any]) -> str:
     weights = f", weights {checkpoint.identity(run)['weights']}" if run.weights.is_file() else ", not finished"
     d = recipe.model.embedding
+    warning = "**It learned from simulated landscapes, not from the Earth.** " if _made_up(data) else ""
     return (
         f"# {run.path.resolve().name}\n\n"
         f"A model that embeds satellite series: {d} numbers of unit length per pixel, for any valid period. "
-        "Its architecture is that of AlphaEarth Foundations (arXiv 2507.22291); its weights are not, and no output of "
-        f"that model was used.\n\nRecipe {recipe.name}, hash {recipe.hash}{weights}, aef {made.get('aef', _UNKNOWN)}."
+        f"{warning}Its architecture is that of AlphaEarth Foundations (arXiv 2507.22291); its weights are not, and no "
+        "output of that model was used.\n\n"
+        f"Recipe {recipe.name}, hash {recipe.hash}{weights}, aef {made.get('aef', _UNKNOWN)}."
     )
 
 
@@ -94,7 +96,7 @@ def _data(run: Run, recipe: Recipe, data: Mapping[str, Any]) -> str:
     rows = [_cube(cube) for cube in cubes[:_MOST]]
     more = f"\n\n... and {len(cubes) - _MOST} more." if len(cubes) > _MOST else ""
     listed = _table(("cube", "place", "size", "period", "world"), rows) if cubes else f"Cubes: {_UNKNOWN}."
-    return f"## Data\n\n{listed}{more}\n\n{_samples(run)}\n\n{_sources(recipe, cubes)}"
+    return f"## Data\n\n{listed}{more}\n\n{_samples(run)}\n\n{_sources(recipe, data)}"
 
 
 def _cube(cube: Mapping[str, Any]) -> tuple[str, ...]:
@@ -124,9 +126,14 @@ def _samples(run: Run) -> str:
     return _table(("split", "sites", "samples", "supports within"), rows)
 
 
-def _sources(recipe: Recipe, cubes: Sequence[Mapping[str, Any]]) -> str:
+def _made_up(data: Mapping[str, Any]) -> bool:
+    """Whether all cubes are of simulated worlds."""
+    return {cube.get("simulated") for cube in data.get("cubes", [])} == {True}
+
+
+def _sources(recipe: Recipe, data: Mapping[str, Any]) -> str:
     """Every source of the recipe: how it was used, what there was of it, and whose it is."""
-    made_up = bool(cubes) and all(cube.get("simulated") for cube in cubes)
+    cubes = data.get("cubes", [])
     rows = []
     for name in (*recipe.data.sources, *recipe.data.targets):
         held = [cube["sources"][name] for cube in cubes if name in cube["sources"]]
@@ -135,7 +142,7 @@ def _sources(recipe: Recipe, cubes: Sequence[Mapping[str, Any]]) -> str:
         role = "read and decoded" if name in recipe.data.sources else "decoded in training"
         if not held and name != "text":
             role = "absent from the data"
-        told = SIMULATED if made_up else LICENCES[name]
+        told = SIMULATED if _made_up(data) else LICENCES[name]
         rows.append((name, role, frames or "", ", ".join(collections) or _UNKNOWN, told))
     return _table(("source", "role", "frames", "collections", "licence of the source"), rows)
 
@@ -223,7 +230,7 @@ def _scores(recipe: Recipe, data: Mapping[str, Any], log: Sequence[Mapping[str, 
 
 
 def _limits(recipe: Recipe, data: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> str:
-    lines = [_world(data), *_ground(data), *_lacking(recipe, data), *_short(recipe, log)]
+    lines = [_world(data), *_before(data), *_ground(data), *_lacking(recipe, data), *_short(recipe, log)]
     lines.append("No task with labels was scored here, and one seed was trained: `aef eval` says what it is good for.")
     if _held_out(data):
         lines.append("Held-out sites lie in the same cubes as those of training: they do not stand for other regions.")
@@ -240,13 +247,22 @@ def _limits(recipe: Recipe, data: Mapping[str, Any], log: Sequence[Mapping[str, 
 
 def _world(data: Mapping[str, Any]) -> str:
     kinds = {cube.get("simulated") for cube in data.get("cubes", [])}
-    if kinds == {True}:
+    if _made_up(data):
         return "It learned from simulated landscapes alone. What it makes of the real Earth is unknown."
     if kinds == {False}:
         return "It learned from real acquisitions."
     if True in kinds:
         return "Some of what it learned from is simulated landscapes."
     return "Whether its cubes are of the real Earth or simulated is not recorded: ask who trained it."
+
+
+def _before(data: Mapping[str, Any]) -> list[str]:
+    old = data.get("from")
+    return (
+        [f"It began with the weights of {Path(old['path']).name}, whose card says what those had learned from."]
+        if old
+        else []
+    )
 
 
 def _ground(data: Mapping[str, Any]) -> list[str]:

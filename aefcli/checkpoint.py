@@ -10,7 +10,8 @@
       state/               the newest two checkpoints: weights and optimiser after a step
       looks/, card.md      pictures by step, and the model card
 
-Owns the layout and its reading and writing. Weights are safetensors: opening somebody's model runs no code.
+One comes with the package, SHIPPED: weights, recipe and card alone. Owns the layout and its reading and writing.
+Weights are safetensors: opening somebody's model runs no code.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from aefcli.parallel import agreed, rank
 from aefcli.recipe import Recipe
 
 _KEPT = 2  # checkpoints
+_FIRST = ("recipe.toml", "samples.parquet")  # what lies in a run that has not quite begun
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,15 @@ class Run:
     """A run's folder. It is finished once it has its weights."""
 
     path: Path
+
+    @property
+    def name(self) -> str:
+        """What finds it again: its path, or the bare name of the shipped one."""
+        return self.path.name if self.shipped else str(self.path)
+
+    @property
+    def shipped(self) -> bool:
+        return self.path.resolve() == SHIPPED.path.resolve()
 
     @property
     def weights(self) -> Path:
@@ -71,6 +83,9 @@ class Run:
         return recipes.parse(file.read_text(), str(file))
 
 
+SHIPPED = Run(Path(str(resources.files("aefcli"))) / "shipped" / "nano")  # `make shipped` trains it
+
+
 def new_run(out: Path | None, recipe: Recipe) -> Run:
     """A fresh folder for a run: `out`, which must not hold one, or the next free runs/<recipe>-<number>."""
     if out is None:
@@ -78,11 +93,20 @@ def new_run(out: Path | None, recipe: Recipe) -> Run:
             int(match.group(1)) for path in Path("runs").glob(f"{recipe.name}-*") if (match := _number(path, recipe))
         ]
         out = Path("runs") / f"{recipe.name}-{max(taken, default=0) + 1:03d}"
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not _unbegun(out, recipe):
         raise BadInput(f"{out} exists and is not empty", "choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "recipe.toml", recipe.to_toml().encode())
     return Run(out)
+
+
+def _unbegun(out: Path, recipe: Recipe) -> bool:
+    """Whether a folder holds no more than this recipe's run leaves where it is cut off before it has begun."""
+    names = {path.name for path in out.iterdir()} if out.is_dir() else {""}
+    if not names <= {*_FIRST, *(f"{name}.part" for name in (*_FIRST, "data.json"))}:
+        return False
+    known = out / "recipe.toml"
+    return not known.exists() or known.read_text() == recipe.to_toml()
 
 
 def _number(path: Path, recipe: Recipe) -> re.Match[str] | None:
@@ -100,17 +124,22 @@ def unfinished_run(out: Path | None, folder: Path = Path("runs")) -> Run:
 
 
 def newest_run(folder: Path = Path("runs")) -> Run:
-    """The run that finished last."""
+    """The run that finished last; where none was begun, the shipped one. Refuses to pass over an unfinished one."""
     runs = [Run(path) for path in folder.glob("*") if Run(path).weights.is_file()]
-    if not runs:
-        raise BadInput(f"there is no finished run in {folder}", "aef train makes one, or name one with --model")
-    return max(runs, key=lambda run: (run.weights.stat().st_mtime_ns, run.path.name))
+    if runs:
+        return max(runs, key=lambda run: (run.weights.stat().st_mtime_ns, run.path.name))
+    if begun := sorted(folder.glob("*/data.json")):
+        hint = f"aef train --resume finishes it; or name a model, such as --model {SHIPPED.name}"
+        raise BadInput(f"{begun[-1].parent} is not finished", hint)
+    return SHIPPED
 
 
 def open_run(path: Path) -> Run:
-    run = Run(path)
+    """The finished run in a folder; or the shipped one by its name, where no folder here has that name."""
+    run = SHIPPED if str(path) == SHIPPED.name and not path.exists() else Run(path)
     if not run.weights.is_file():
-        raise BadInput(f"--model {path} holds no model.safetensors", "give the folder of a finished run")
+        hint = f"give the folder of a finished run, or {SHIPPED.name} for the model that comes with aef"
+        raise BadInput(f"{path} holds no model.safetensors" if path.exists() else f"there is no {path}", hint)
     return run
 
 
@@ -239,8 +268,8 @@ def build(recipe: Recipe) -> Model:
 
 
 def build_from(run: Run, recipe: Recipe) -> Model:
-    """The recipe's network with a finished run's weights, as far as both have a part: fresh stems, decoders and heads
-    of the summariser where it has a source that the run had not. Refuses sizes that differ.
+    """The recipe's network with a finished run's weights, as far as both have a part: fresh stems, pools and decoders
+    where it has a source that the run had not. Refuses sizes that differ.
     """
     for name, wanted in recipe.model.model_dump().items():
         if name not in ("text", "kappa") and (other := getattr(run.recipe.model, name)) != wanted:
@@ -249,14 +278,7 @@ def build_from(run: Run, recipe: Recipe) -> Model:
             )
     model, old = build(recipe), load(run).state_dict()
     new = model.state_dict()
-    lean = "summariser.lean"
-    theirs = run.recipe.data.sources
-    for row, name in enumerate(recipe.data.sources):
-        if name in theirs:
-            new[lean][row] = old[lean][theirs.index(name)]
-    same = {
-        name: tensor for name, tensor in old.items() if name != lean and name in new and new[name].shape == tensor.shape
-    }
+    same = {name: tensor for name, tensor in old.items() if name in new and new[name].shape == tensor.shape}
     model.load_state_dict(new | same)
     return model
 

@@ -109,7 +109,8 @@ def judge(
     """Score fields on labels, beside the named baselines where their cube is at hand.
 
     label         the column of the labels
-    run           what embeds the periods that a field does not hold; by default the one of `runs` beside it
+    run           what embeds the periods that a field does not hold; by default the one of `runs` beside it that made
+                  it, or the shipped one if that did
     period        what fields of others describe that do not say it themselves
     guards        add what `aefcli.guards` measures, of the fields, and of the first one's cube and run
     quantisation  add the first field as float, int16 and int8, and cut to fewer dimensions
@@ -119,6 +120,11 @@ def judge(
     _check_pairs(protocol, [*(one.name for one in opened), *beside])
     sides, features = _sides(labels, opened, period), {}
     notes = [f"{one.name}: {note}" for one in opened for note in one.vectors.notes]
+    notes += [
+        f"warning: {one.name} was made by the shipped {one.run.name}, which learned from simulated landscapes"
+        for one in opened
+        if one.run and one.run.shipped
+    ]
     tried = np.ones(len(labels), dtype=bool)  # whether every field holds, or can make, the periods asked for
     for one in opened:
         features[one.name], asked, said = _of_field(one, cube, labels, sides, device)
@@ -363,11 +369,12 @@ def _opened(fields: Sequence[Path], run: Run | None, period: Period | None) -> l
 
 
 def _run_of(path: Path, vectors: Vectors, given: Run | None) -> Run | None:
-    """The run that made a field: the one given, or one of `runs` beside it, by its identity."""
+    """The run that made a field, by its identity: the one given, one of `runs` beside it, or the shipped one."""
     made_by = vectors.attrs.get("aef:model")
     if made_by is None:
         return None
-    for run in [given] if given else [Run(each) for each in sorted((path.resolve().parent / "runs").glob("*"))]:
+    beside = [Run(each) for each in sorted((path.resolve().parent / "runs").glob("*"))]
+    for run in [given] if given else [*beside, checkpoint.SHIPPED]:
         if run.weights.is_file() and checkpoint.identity(run) == made_by:
             return run
     if given:

@@ -516,8 +516,8 @@ class Summariser(nn.Module):
         return unit(self.shared(F.gelu(hidden)), dim=1).unflatten(0, valid.shape[:2])
 
     def own(self, encoded: Encoded, valid: Int[Tensor, "b p 2"]) -> Float[Tensor, "bhwp e"]:
-        """The pooled detail of one pixel of each cell, for `begin`: of all sources one after the other, 0 where a source
-        showed nothing.
+        """The pooled detail of one pixel of each cell, one source after the other, for `begin`; 0 where one showed
+        nothing.
         """
         found = []
         for kind, pool in enumerate(self.pools.values()):

@@ -117,7 +117,7 @@ def run(
         "size": suite.size,
         "years": list(suite.years),
         "folds": suite.folds,
-        "ours": str(model.path) if model else "untrained",
+        "ours": model.name if model else "untrained",
         "points": int(stage.pixels.size),
     }
     notes = ["a made-up world: its scores say nothing of any real place"]

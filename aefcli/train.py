@@ -89,8 +89,10 @@ def train(start: Start, device: torch.device, stop: Callable[[], bool] = lambda:
     with closing(stream):
         for step in range(done + 1, recipe.train.steps + 1):
             began = time.perf_counter()
-            for group, settling in zip(optimiser.param_groups, (recipe.train.settle, 0), strict=True):
-                group["lr"] = schedule(step, recipe.train, settling)
+            slower = recipe.train.encoder_lr / recipe.train.lr
+            encoding, decoding = optimiser.param_groups
+            encoding["lr"] = slower * schedule(step, recipe.train, recipe.train.settle)
+            decoding["lr"] = schedule(step, recipe.train)
             optimiser.zero_grad()
             sums, waited, frames = _gradients(step_of, stream, step, recipe, device)
             loss = sums.pop("loss")

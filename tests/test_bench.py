@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,12 +19,15 @@ from toys import YEAR, noise_inputs, toy_recipe
 from aefcli import probe, recipe
 from aefcli.batch import Frames
 from aefcli.cube import open_cube
+from aefcli.errors import BadInput
 from aefcli.extent import Tile
 from aefcli.model import Model
+from aefcli.start import begin
+from aefcli.train import train
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from bench import decoders, encoder, fetch, judge, knn, measure, memory, periods, ragged, reader, roofline
+from bench import ablate, decoders, encoder, fetch, judge, knn, measure, memory, periods, ragged, reader, roofline
 from bench.measure import Check, Result, Setting
 from bench.naive.model import Naive
 
@@ -224,6 +228,80 @@ def test_roofline_without_gpu_or_options_says_so_in_one_line(
     monkeypatch.setattr(sys, "argv", ["roofline"])
     roofline.main()
     assert capsys.readouterr().out == "device: no GPU here: nothing measured\n"
+
+
+# --- the ablation ---------------------------------------------------------------------------------------------------
+
+
+def test_every_variant_is_a_recipe_that_differs_from_the_base() -> None:
+    asked = ablate.tasks(recipe.load("nano"), steps=7, seeds=2)
+    assert [task.variant for task in asked] == [*ablate.variants(recipe.load("nano"))] * 2
+    first = {task.variant: task.plan for task in asked if task.plan.train.seed == 0}
+    assert len({plan.hash for plan in first.values()}) == len(first)
+    assert {plan.train.steps for plan in first.values()} == {7}
+    assert first["no-radar"].data.sources == ("sentinel-2", "landsat")
+    assert first["expansion-4"].model.precision_expansion == 4
+    (one,) = ablate.tasks(recipe.load("nano"), 7, 1, only=["kappa-800"])
+    assert one.plan.model.kappa == 800
+    with pytest.raises(BadInput, match="did you mean no-radar"):
+        ablate.tasks(recipe.load("nano"), 7, 1, only=["no-rader"])
+
+
+def row_of(task: ablate.Task, ours: float) -> ablate.Row:
+    """As a finished run leaves it, with one score everywhere."""
+    found = {"ours": ours, "designed": 0.5, "rival": "raw", "reduction": (ours - 0.5) / 0.5}
+    scores = {name: {str(shots): found for shots in ablate.SHOTS} for name in ablate.SPARSE}
+    return task.key | {"minutes": 5.0, "loss": 1.0, "parts": {}, "scores": scores, "uniformity": 0.1, "rank": 20.0}
+
+
+def test_finished_rows_are_not_run_again(tmp_path: Path) -> None:
+    """Nothing is made where all rows are there; rows of other steps, and one that was cut off, are none of them."""
+    asked = ablate.tasks(recipe.load("nano"), 7, 2, only=["base", "no-agree"])
+    (other,) = ablate.tasks(recipe.load("nano"), 8, 1, only=["base"])
+    lines = [json.dumps(row_of(task, 0.6)) for task in (other, *reversed(asked))]
+    (tmp_path / "ablate.jsonl").write_text("\n".join([*lines, lines[0][:99]]))
+    rows = ablate.campaign(tmp_path, asked)
+    assert [(row["variant"], row["seed"], row["steps"]) for row in rows] == [
+        ("base", 0, 7),
+        ("no-agree", 0, 7),
+        ("base", 1, 7),
+        ("no-agree", 1, 7),
+    ]
+    assert {path.name for path in tmp_path.iterdir()} == {"ablate.jsonl", "lock"}
+
+
+def test_the_table_has_medians_over_seeds(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ablate.tasks(recipe.load("nano"), 7, 3, only=["base", "no-agree"])
+    rows = [row_of(task, ours) for task, ours in zip(asked, (0.6, 0.5, 0.7, 0.4, 0.62, 0.63), strict=True)]
+    found = ablate.figures(rows)
+    assert found["base"]["crops 10"].median == 0.62
+    assert found["base"]["nature max"].spread == pytest.approx(0.1)
+    assert found["base"]["reduction max"].median == pytest.approx(0.24)
+    assert found["no-agree"]["over base"].median == pytest.approx(-0.1)  # of -0.1, -0.3 and 0.01
+    assert found["base"]["over base"] == ablate.Figure(0, 0)
+    ablate.show(rows, as_json=False)
+    printed = capsys.readouterr().out
+    assert ".620 (.100)" in printed
+    assert ".500 raw" in printed
+    ablate.show(rows, as_json=True)
+    assert json.loads(capsys.readouterr().out)["variants"]["base"]["mean"]["median"] == pytest.approx(0.62)
+
+
+@pytest.mark.slow
+def test_a_campaign_goes_on_with_the_run_that_it_was_cut_off_in(tmp_path: Path) -> None:
+    plan, worlds = toy_recipe(), replace(ablate.QUICK, sites=4)
+    asked = ablate.tasks(plan, 4, 1, ["base", "b-0.005"], worlds)
+    whole = ablate.campaign(tmp_path / "whole", asked)
+    path = tmp_path / "cut"
+    start = begin(asked[0].run(path).path, [ablate.learned(path, asked[0])], asked[0].plan)
+    with closing(train(start, ablate.CPU)) as stream:
+        assert [next(stream).step for _ in range(3)] == [1, 2, 3]
+    assert ablate.campaign(path, asked[:1])[0]["scores"] == whole[0]["scores"]
+    assert [row["variant"] for row in ablate.campaign(path, asked)] == ["base", "b-0.005"]
+    assert len(ablate.rows_of(path)) == 2
+    scores = whole[0]["scores"]["nature"]["max"]
+    assert 0 < scores["ours"] < 1
+    assert scores["rival"] in ablate.DESIGNED
 
 
 # --- what they share ------------------------------------------------------------------------------------------------

@@ -159,7 +159,7 @@ BAD = [
     (("train", "occupied"), "occupied"),
     (("embed", "small.zarr"), "--period"),
     (("embed", "small.zarr", "--period", "yesterday"), "yesterday"),
-    (("embed", "small.zarr", "--period", "2023"), "aef train"),
+    (("embed", "small.zarr", "--period", "2023", "--model", "nanoo"), "nano for the model that comes with aef"),
     (("embed", "small.zarr", "--period", "2023", "--model", "occupied"), "model.safetensors"),
     (("embed", "small.zarr", "--period", "2023", "--model", "pickled"), "safetensors"),
     (("embed", "small.zarr", "--period", "2023", "--model", "toyrun", "--out", "occupied"), "not written by aef"),

@@ -12,9 +12,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import xarray as xr
+from conftest import Aef
+from pyproj import Transformer
 from toys import YEAR, made_up_cube, toy_recipe
 
 from aefcli import checkpoint, embed, field
@@ -28,6 +31,13 @@ CPU = torch.device("cpu")
 YEAR_AND_MONTH = [YEAR, Period.parse("2023-07")]
 
 
+def untrained_run(path: Path) -> Run:
+    plan = toy_recipe()
+    run = checkpoint.new_run(path, plan)
+    checkpoint.save_weights(run.weights, checkpoint.build(plan), plan, 0)
+    return run
+
+
 @pytest.fixture(scope="module")
 def cube(tmp_path_factory: pytest.TempPathFactory) -> Cube:
     return made_up_cube(tmp_path_factory.mktemp("cube") / "cube.zarr")
@@ -35,10 +45,7 @@ def cube(tmp_path_factory: pytest.TempPathFactory) -> Cube:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    plan = toy_recipe()
-    run = checkpoint.new_run(tmp_path_factory.mktemp("runs") / "toy-001", plan)
-    checkpoint.save_weights(run.weights, checkpoint.build(plan), plan, 0)
-    return run
+    return untrained_run(tmp_path_factory.mktemp("runs") / "toy-001")
 
 
 @pytest.fixture(scope="module")
@@ -208,3 +215,91 @@ def test_a_second_writer_is_turned_away(cube: Cube, run: Run, tmp_path: Path) ->
     finally:
         process.kill()
         process.wait()
+
+
+# --- the model that comes with aef ------------------------------------------------------------------------------------
+
+USING = "using the shipped nano, which learned from simulated landscapes"
+
+
+def test_the_package_has_a_whole_run_with_its_card() -> None:
+    run = checkpoint.SHIPPED
+    assert {path.name for path in run.path.iterdir()} == {"model.safetensors", "recipe.toml", "card.md"}
+    weights, plan = checkpoint.load(run).state_dict(), run.recipe
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+    fresh = checkpoint.build(plan).state_dict()
+    assert any(not torch.equal(tensor, fresh[name]) for name, tensor in weights.items()), "it was trained"
+    assert {*plan.statistics} == {*plan.data.sources}
+    card, known = (run.path / "card.md").read_text(), checkpoint.identity(run)
+    assert card.startswith("# nano\n")
+    assert f"hash {known['recipe']}, weights {known['weights']}" in card
+    assert "**It learned from simulated landscapes, not from the Earth.**" in card
+
+
+def test_the_shipped_run_is_the_last_that_is_thought_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert checkpoint.newest_run() == checkpoint.open_run(Path("nano")) == checkpoint.SHIPPED
+    begun = checkpoint.new_run(Path("runs/toy-001"), toy_recipe())
+    assert checkpoint.newest_run() == checkpoint.SHIPPED, "what has only a recipe cannot be gone on with"
+    begun.data.write_text("{}")
+    with pytest.raises(BadInput, match="toy-001 is not finished"):
+        checkpoint.newest_run()
+    mine = untrained_run(Path("runs/mine"))
+    assert checkpoint.newest_run() == mine
+    assert (mine.name, mine.shipped) == ("runs/mine", False)
+    here = untrained_run(Path("nano"))
+    assert checkpoint.open_run(Path("nano")) == here
+    assert (here.shipped, checkpoint.SHIPPED.shipped, checkpoint.SHIPPED.name) == (False, True, "nano")
+
+
+def test_embed_without_a_run_takes_the_shipped_one_and_warns_each_time(aef: Aef, tmp_path: Path) -> None:
+    made_up_cube(tmp_path / "cube.zarr", side=32, hole=False)
+    fallback = f"warning: no run here: {USING} (aef train makes your own)"
+    code, out, err = aef("embed", "--period", "2023", "--json")
+    document = json.loads(out)
+    assert (code, document["model"], document["notes"]) == (0, "nano", [fallback]), err
+    assert err.splitlines().count(fallback) == 1
+    attrs = field.open_field(tmp_path / "embeddings.zarr").attrs
+    assert attrs["aef:model"] == checkpoint.identity(checkpoint.SHIPPED)
+    assert attrs["aef:recipe"] == checkpoint.SHIPPED.recipe.to_toml()
+    assert aef("embed", "--period", "2023", "-q") == (0, "embeddings.zarr\n", f"{fallback}\n")
+    code, out, err = aef("embed", "--period", "2023", "--model", "nano", "--json")
+    assert (code, json.loads(out)["notes"]) == (0, [f"warning: {USING}"]), err
+
+
+def test_a_run_of_ones_own_comes_first(aef: Aef, tmp_path: Path) -> None:
+    made_up_cube(tmp_path / "cube.zarr", side=32, hole=False)
+    untrained_run(tmp_path / "runs" / "mine-001")
+    code, out, err = aef("embed", "--period", "2023", "--json")
+    assert (code, json.loads(out)["model"], json.loads(out)["notes"]) == (0, "runs/mine-001", []), err
+    assert "shipped" not in err
+    assert field.open_field(tmp_path / "embeddings.zarr").attrs["aef:model"]["run"] == "mine-001"
+
+
+def test_eval_of_a_field_of_the_shipped_run_embeds_and_warns(aef: Aef, tmp_path: Path) -> None:
+    cube = made_up_cube(tmp_path / "cube.zarr", side=32, hole=False)
+    assert aef("embed", "--period", "2023", "-q")[0] == 0
+    rows, columns = (each.ravel() for each in np.mgrid[2:32:6, 2:32:6])
+    x, y = cube.grid.transform * (columns + 0.5, rows + 0.5)
+    lon, lat = Transformer.from_crs(cube.grid.crs.to_epsg(), 4326, always_xy=True).transform(x, y)
+    june = Period.parse("2023-06")
+    labels = {"x": lon, "y": lat, "label": rows // 6 % 2 + columns // 6 % 2, "site": columns}
+    asked = {"valid_time_start_ms": june.start, "valid_time_end_ms": june.end}
+    pd.DataFrame(labels | asked).to_csv(tmp_path / "labels.csv", index=False)
+    once = ("--probe", "knn", "--shots", "max", "--baseline", "untrained", "--json")
+    code, out, err = aef("eval", "--model", "nano", *once)
+    document = json.loads(out)
+    assert code == 0, err
+    made = "warning: embeddings was made by the shipped nano, which learned from simulated landscapes"
+    assert document["notes"] == [made, "25 labels ask embeddings for periods it does not hold: embedded here"]
+    assert {row["field"] for row in document["results"]} == {"embeddings", "untrained"}
+    unnamed = json.loads(aef("eval", *once)[1])
+    assert (unnamed["notes"], unnamed["results"]) == (document["notes"], document["results"])
+
+
+def test_training_goes_on_from_the_shipped_run_by_its_name(aef: Aef, tmp_path: Path) -> None:
+    made_up_cube(tmp_path / "cube.zarr", side=32, hole=False)
+    small = ("train.batch=2", "train.agree=1", "data.windows=2", "loss.targets=1")
+    code, out, err = aef("train", "--from", "nano", "--steps", "1", *(f"--set={word}" for word in small), "--json")
+    assert (code, json.loads(out)["notes"]) == (0, [f"warning: {USING}"]), err
+    assert "the weights of nano, whose card" in (tmp_path / "runs" / "nano-001" / "card.md").read_text()

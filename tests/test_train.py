@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
+import random
+import resource
 import signal
 import socket
 import subprocess
@@ -19,14 +23,19 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from toys import made_up_cube, toy_recipe
 
-from aefcli import checkpoint
+from aefcli import checkpoint, recipe
 from aefcli.checkpoint import Run
-from aefcli.cube import Cube
-from aefcli.errors import BadInput, Diverged, Locked
+from aefcli.cube import Cube, open_cube, write_cube
+from aefcli.errors import BadInput, Diverged, Locked, NoResources
 from aefcli.ledger import locked
 from aefcli.recipe import Recipe
+from aefcli.report.board import board
+from aefcli.simulate import imagine
+from aefcli.sources import INPUTS
 from aefcli.start import Start, begin, go_on
 from aefcli.train import Record, train
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
 CPU = torch.device("cpu")
 PLAN = toy_recipe(
@@ -99,31 +108,89 @@ def test_a_torn_checkpoint_gives_way_to_the_one_before(cube: Cube, whole: Start,
     assert [line["step"] for line in checkpoint.records(start.run)] == [1], "a run without a checkpoint begins anew"
 
 
-def test_a_run_killed_at_random_moments_ends_in_the_same_bits(cube: Cube, whole: Start, tmp_path: Path) -> None:
-    """By SIGKILL, some of them while a checkpoint is written; ended at last."""
-    kills = [0.3, 1.1, 2.3]
-    command = [sys.executable, "-c", "from aefcli.cli import main; main()", "train", str(cube.path), "--out", "run"]
-    (tmp_path / "toy.toml").write_text(PLAN.to_toml())
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    more = ["--recipe", "toy.toml", "--set", "train.save_every=1", "--device", "cpu"]
-    plan = PLAN.replace(train={"save_every": 1})
-    for after in kills:
-        log = tmp_path / "run" / "log.jsonl"
-        steps = len(log.read_text().splitlines()) if log.exists() else 0
-        resume = ["--resume"] if (tmp_path / "run" / "data.json").exists() else more
-        child = subprocess.Popen([*command, *resume], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
-        while child.poll() is None and (not log.exists() or len(log.read_text().splitlines()) <= steps):
-            time.sleep(0.005)
-        time.sleep(after / 10)
-        child.kill()
-        child.wait()
-    done = subprocess.run(
-        [*command, "--resume", "--json"], cwd=tmp_path, env=environment, capture_output=True, text=True
+def started(folder: Path, *cubes: Cube) -> subprocess.Popen[str]:
+    """`aef train` in a process of its own, as many threads as here: folder/run by folder/plan.toml, or on with it."""
+    words = (
+        ["--resume"]
+        if (folder / "run/data.json").exists()
+        else ["--recipe", "plan.toml", *(str(c.path) for c in cubes)]
     )
-    assert done.returncode == 0, done.stderr
-    other = begin(tmp_path / "other", [cube], plan)
-    list(train(other, CPU))
-    assert_same(Run(tmp_path / "run"), other.run)
+    command = [sys.executable, "-c", "from aefcli.cli import main; main()", "train", "--out", "run", "--device", "cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    return subprocess.Popen([*command, *words], cwd=folder, env=environment, text=True, **quiet)
+
+
+def ended(child: subprocess.Popen[str]) -> int:
+    """What a process ended with: 0, or by a signal."""
+    _, err = child.communicate(timeout=300)
+    assert child.returncode in (0, -signal.SIGKILL, 128 + signal.SIGTERM), err[-3000:]
+    return child.returncode
+
+
+def steps_of(run: Run) -> int:
+    return len(run.log.read_text().splitlines()) if run.log.exists() else 0
+
+
+def await_steps(child: subprocess.Popen[str], run: Run, count: int = 1) -> None:
+    """Wait for that many more lines in the log."""
+    wanted = steps_of(run) + count
+    while child.poll() is None and steps_of(run) < wanted:
+        time.sleep(0.005)
+
+
+def killed(child: subprocess.Popen[str], run: Run, moment: str, rng: random.Random) -> bool:
+    """Kill it while a checkpoint is written, or at any moment; whether it was caught there, or alive."""
+    for part in run.states.glob("*.part"):  # of a life before
+        part.unlink()
+    if moment == "checkpoint":
+        while child.poll() is None and not any(run.states.glob("*.part")):
+            pass
+    elif rng.random() < 0.3:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(rng.uniform(0, 4))
+    else:
+        await_steps(child, run)
+        time.sleep(rng.uniform(0, 0.3))
+    child.kill()
+    return ended(child) == -signal.SIGKILL and (moment == "any" or any(run.states.glob("*.part")))
+
+
+def kills(cube: Cube, whole: Run, folder: Path, times: int, checkpoints: int, seed: int) -> None:
+    """Kill a run at random moments, some of them while it writes a checkpoint; begin another whenever one is finished.
+
+    What was a checkpoint stays one, and all end in the same bits.
+    """
+    rng = random.Random(seed)
+    left = ["any"] * (times - checkpoints) + ["checkpoint"] * checkpoints
+    rng.shuffle(left)
+    while left:
+        (folder := folder / "next").mkdir()
+        (folder / "plan.toml").write_text(whole.recipe.to_toml())
+        run, reached = Run(folder / "run"), 0
+        while left and not run.weights.exists():
+            if killed(started(folder, cube), run, left[-1], rng):
+                left.pop()
+            found = checkpoint.newest_state(run, whole.recipe)
+            assert found is not None or not any(run.states.glob("*.safetensors"))
+            assert (found[1] if found else 0) >= reached
+            reached = found[1] if found else 0
+        while not run.weights.exists():
+            assert ended(started(folder, cube)) == 0
+        assert_same(run, whole)
+
+
+def test_a_run_killed_at_random_moments_ends_in_the_same_bits(cube: Cube, whole: Start, tmp_path: Path) -> None:
+    kills(cube, whole.run, tmp_path, 2, checkpoints=1, seed=0)
+
+
+@pytest.mark.slow
+def test_a_run_killed_twenty_times_ends_in_the_same_bits(cube: Cube, tmp_path: Path) -> None:
+    """As reliability.md asks: five of them while a checkpoint is written."""
+    plan = PLAN.replace(train={"steps": 30, "save_every": 1, "look_every": 15})
+    whole = begin(tmp_path / "whole", [cube], plan)
+    list(train(whole, CPU))
+    kills(cube, whole.run, tmp_path, 20, checkpoints=5, seed=1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -154,12 +221,44 @@ def test_what_does_not_fit_a_run_is_refused(cube: Cube, whole: Start, tmp_path: 
         go_on(whole.run, [other])
     with pytest.raises(BadInput, match="there is no unfinished run in"):
         checkpoint.unfinished_run(None, tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/recipe.toml").write_text("# my recipe\n" + PLAN.to_toml())
+    with pytest.raises(BadInput, match="mine exists and is not empty"):
+        begin(tmp_path / "mine", [cube], PLAN)
 
 
 def test_one_process_writes_a_run(whole: Start, aef: Aef) -> None:
     with locked(whole.run.path / "lock", whole.run.path):
         code, _, err = aef("train", str(whole.cubes[0].path), "--out", str(whole.run.path), "--resume")
     assert code == Locked.code == 5, err
+
+
+@pytest.mark.slow
+def test_a_run_on_real_and_simulated_sites_interrupted_twice_ends_in_the_same_bits(real: Path, tmp_path: Path) -> None:
+    """`nano`, but smaller, on twelve months of Belgium and a made-up world: ended by SIGTERM, then by SIGKILL."""
+    import belgium
+
+    months = belgium.months(real / "belgium-monthly" / "worldcereal_preprocessed_inputs.nc")
+    write_cube(tmp_path / "belgium.zarr", belgium.sources(months), belgium.period(months))
+    world = imagine(seed=21, sites=4, size=64, years=(2023, 2023))
+    write_cube(tmp_path / "world.zarr", {name: world.datasets[name] for name in INPUTS}, world.period)
+    cubes = [open_cube(tmp_path / name) for name in ("belgium.zarr", "world.zarr")]
+    sizes = {"precision": 16, "time": 32, "space": 32, "head": 16, "pool_heads": 12, "pool_value": 8, "decoder": 64}
+    schedule = {"steps": 12, "warmup": 3, "settle": 2, "save_every": 4, "look_every": 6}
+    plan = recipe.load("nano").replace(model=sizes, train=schedule, data={"frames": [8, 6, 4]})
+    whole = begin(tmp_path / "whole", cubes, plan)
+    assert len(set(whole.samples.cube)) == 2
+    list(train(whole, CPU))
+    (tmp_path / "plan.toml").write_text(plan.to_toml())
+    run = Run(tmp_path / "run")
+    for number, code in ((signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGKILL, -signal.SIGKILL)):
+        child = started(tmp_path, *cubes)
+        await_steps(child, run, 2)
+        child.send_signal(number)
+        assert ended(child) == code
+    assert not run.weights.exists()
+    assert ended(started(tmp_path)) == 0
+    assert_same(run, whole.run)
 
 
 # --- what ends a run --------------------------------------------------------------------------------------------------
@@ -175,6 +274,61 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_checkpoint(cub
     assert kept == len(checkpoint.records(start.run)) >= 1
 
 
+def test_a_disk_that_takes_no_more_is_one_line_and_the_run_goes_on(
+    cube: Cube, whole: Start, aef: Aef, tmp_path: Path
+) -> None:
+    """Files of more than some bytes are refused: the recipe, then the samples, then a checkpoint."""
+    (tmp_path / "plan.toml").write_text(PLAN.to_toml())
+    run, words = Run(tmp_path / "run"), ["train", str(cube.path), "--recipe", "plan.toml", "--device", "cpu", "-q"]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for most in (1_000, 3_000, 100_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
+        try:
+            code, out, err = aef(*words, "--out", "run")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert (code, out, err.count("\n")) == (NoResources.code, "", 1) == (6, "", 1), err
+        assert "File too large" in err
+    assert steps_of(run) == 1, "the first checkpoint follows the second step"
+    code, _, err = aef("train", "--resume", "--out", "run", "--device", "cpu")
+    assert code == 0, err
+    assert_same(run, whole.run)
+
+
+# --- watching ---------------------------------------------------------------------------------------------------------
+
+
+def test_tensorboard_tells_of_each_step_once(cube: Cube, whole: Start, aef: Aef, tmp_path: Path) -> None:
+    """Of a run that was cut off, and lost a step that it had told of."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    start = begin(tmp_path / "run", [cube], PLAN)
+    with closing(train(start, CPU)) as stream, board(start.run) as tell:
+        for record in itertools.islice(stream, 3):
+            tell(record)
+    code, _, err = aef("train", "--resume", "--out", "run", "--tensorboard", "--device", "cpu")
+    assert code == 0, err
+    events = EventAccumulator(str(start.run.path / "tensorboard"))
+    events.Reload()
+    log = checkpoint.records(whole.run)
+    told = {name: {each.step: each.value for each in events.Scalars(name)} for name in events.Tags()["scalars"]}
+    assert [each.step for each in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
+    assert told["loss"] == pytest.approx({line["step"]: line["loss"] for line in log})
+    assert told["parts/uniformity"] == pytest.approx({line["step"]: line["parts"]["uniformity"] for line in log})
+    assert told["look/rank"] == pytest.approx({6: log[-1]["look"]["rank"]})
+
+
+def test_without_tensorboard_one_line_says_how_to_get_it(
+    cube: Cube, aef: Aef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    code, out, err = aef("train", str(cube.path), "--tensorboard", "--out", "run")
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert "pip install 'aefcli[tensorboard]'" in err
+    assert not (tmp_path / "run").exists()
+
+
 # --- from other weights -----------------------------------------------------------------------------------------------
 
 
@@ -184,7 +338,8 @@ def test_a_run_begins_from_another_with_fewer_sources(cube: Cube, whole: Start, 
     model, old = start.model(), checkpoint.load(whole.run)
     assert start.recipe.statistics["landsat"] == whole.recipe.statistics["landsat"]
     torch.testing.assert_close(model.stem["landsat"].project.weight, old.stem["landsat"].project.weight)
-    torch.testing.assert_close(model.summariser.lean[0], old.summariser.lean[list(PLAN.data.sources).index("landsat")])
+    pools = (each.summariser.pools["landsat"].state_dict() for each in (model, old))
+    torch.testing.assert_close(*pools)
     torch.testing.assert_close(model.blocks[1].state_dict(), old.blocks[1].state_dict())
     first = next(iter(train(start, CPU)))
     assert set(first.parts) <= {"landsat", "sentinel-2", "uniformity", "consistency"}

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import torch
     from rich.table import Table
 
+    from aefcli.checkpoint import Run
+
 app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -117,7 +119,7 @@ def _path(name: str, value: Any) -> Any:
 
 
 _NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP)
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_LEAVE = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -179,6 +181,16 @@ def note(*texts: str) -> None:
     if not _quiet():
         for text in texts:
             print(text, file=sys.stderr, flush=True)
+
+
+def warned(run: Run | None, asked: bool = True) -> list[str]:
+    """What has to be said where a run is the shipped one, for --json; printed in spite of -q."""
+    if run is None or not run.shipped:
+        return []
+    told = f"using the shipped {run.name}, which learned from simulated landscapes"
+    told = f"warning: {told}" if asked else f"warning: no run here: {told} (aef train makes your own)"
+    print(told, file=sys.stderr, flush=True)
+    return [told]
 
 
 @contextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,6 +27,7 @@ from aefcli.cli.app import (
     note,
     on_disk,
     stopping,
+    warned,
 )
 from aefcli.errors import BadInput
 from aefcli.extent import Period
@@ -81,6 +84,7 @@ def train(
     text: Annotated[
         Path | None, typer.Option("--text", help="Text vectors that aef text made; by default the cubes' own.")
     ] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write the log for TensorBoard, too.")] = False,
     device: Device = "auto",
     json_: Json = False,
     quiet: Quiet = False,
@@ -89,11 +93,15 @@ def train(
     on_disk("--out", out)
     if resume and (from_ or samples):
         raise BadInput("--resume goes on with what the run began with", "leave --from and --samples out")
-    must_exist([path for path in (from_, samples, text) if path], "give one that exists")
+    must_exist([path for path in (samples, text) if path], "give one that exists")
     must_exist(cubes or [], CUBE_HINT)
     from aefcli import checkpoint, parallel
     from aefcli import recipe as recipes
+    from aefcli.report import board
     from aefcli.start import begin, go_on
+
+    if tensorboard:
+        board.check()
 
     run, old = checkpoint.unfinished_run(out) if resume else None, checkpoint.open_run(from_) if from_ else None
     known = run or old
@@ -107,7 +115,7 @@ def train(
             start = go_on(run, opened, plan, told)
         else:
             start = begin(out, opened, plan, old=old, samples=samples, texts=told)
-        return _steps(start, where)
+        return _steps(start, where, board.board(start.run) if tensorboard else nullcontext(lambda record: None))
 
 
 def _opened(given: list[Path] | None, usual: list[Path]) -> list[Cube]:
@@ -123,7 +131,7 @@ def _texts(path: Path | None) -> Texts | None:
     return read(path) if path else None
 
 
-def _steps(start: Start, device: torch.device) -> Result | int:
+def _steps(start: Start, device: torch.device, board: AbstractContextManager[Callable[[Record], None]]) -> Result | int:
     """Train, telling of it, and finish the run's folder; in all but the first process nothing is told."""
     from aefcli import card, ledger, parallel
     from aefcli.report.run import look_png
@@ -134,14 +142,16 @@ def _steps(start: Start, device: torch.device) -> Result | int:
         with stopping() as stop:
             deque(run_steps(start, device, stop), maxlen=0)
         return 0
+    notes = [*warned(start.old), *start.notes]
     note(*start.notes)
     began, told, last = time.monotonic(), 0.0, None
-    with ledger.locked(run.path / "lock", run.path), bar("training") as progress, stopping() as stop:
+    with ledger.locked(run.path / "lock", run.path), bar("training") as progress, board as tell, stopping() as stop:
         for record in run_steps(start, device, stop):
             if last is None:
                 first, since = record.step, time.monotonic()
             last = record
             progress(record.step, steps)
+            tell(record)
             if record.look:
                 look_png(record.look, run.path / "looks" / f"{record.step:08d}.png")
             if record.warning:
@@ -153,6 +163,7 @@ def _steps(start: Start, device: torch.device) -> Result | int:
                 note(f"step {record.step}/{steps}  {_told(record)}{eta}")
     card.write(run)
     figures: dict[str, Any] = {"recipe": start.recipe.hash, "steps": steps, "seconds": time.monotonic() - began}
+    figures["notes"] = notes
     if last is not None:
         figures |= {"loss": last.loss, "parts": last.parts, "look": last.look.numbers if last.look else {}}
     return Result("train", [run.path], figures)
@@ -170,7 +181,7 @@ def _told(record: Record) -> str:
 def embed(
     cube: Annotated[Path, typer.Argument(metavar="[CUBE]", help="The cube.")] = Path("cube.zarr"),
     period: Annotated[list[str] | None, typer.Option("--period", help="A valid period; repeat.")] = None,
-    model: Annotated[Path | None, typer.Option("--model", help="A run; by default the newest finished.")] = None,
+    model: Annotated[Path | None, typer.Option("--model", help="A run; by default the newest, or else nano.")] = None,
     out: Annotated[Path, typer.Option("--out", help="The embedding field.")] = Path("embeddings.zarr"),
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -189,13 +200,15 @@ def embed(
 
     run = checkpoint.open_run(model) if model else checkpoint.newest_run()
     opened, where = open_cube(cube), device_of(device)
+    notes = warned(run, asked=model is not None)
     with bar("embedding") as progress:
         done = write(opened, run, periods, out, device=where, overwrite=overwrite, progress=progress)
     picture = report.preview(done.path)
     note(*(f"{outside} holds no frame of {cube}: its embeddings are extrapolated" for outside in done.extrapolated))
-    note(f"model {run.path}, {len(done.periods)} periods" if done.written else "already complete")
+    note(f"model {run.name}, {len(done.periods)} periods" if done.written else "already complete")
     figures = {
-        "model": str(run.path),
+        "model": run.name,
+        "notes": notes,
         "periods": [str(each) for each in done.periods],
         "extrapolated": [str(each) for each in done.extrapolated],
         "tiles": done.tiles,

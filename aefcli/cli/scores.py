@@ -11,7 +11,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aefcli.cli.app import Device, Json, Quiet, Result, Seed, app, bar, device_of, lines, must_exist, note, on_disk
+from aefcli.cli.app import (
+    Device,
+    Json,
+    Quiet,
+    Result,
+    Seed,
+    app,
+    bar,
+    device_of,
+    lines,
+    must_exist,
+    note,
+    on_disk,
+    warned,
+)
 from aefcli.errors import BadInput, BelowThreshold, unknown
 from aefcli.extent import Period
 
@@ -54,7 +68,7 @@ def eval_(
     label: Annotated[str, typer.Option("--label", help="The column of the labels.")] = "label",
     cube: Annotated[Path | None, typer.Option("--cube", help="For the baselines; by default the field's own.")] = None,
     model: Annotated[
-        Path | None, typer.Option("--model", help="The run that made the field; by default the one of runs beside it.")
+        Path | None, typer.Option("--model", help="The run that made the field; by default of runs beside it, or nano.")
     ] = None,
     period: Annotated[
         str | None, typer.Option("--period", help="What a published field describes that does not say it.")
@@ -90,7 +104,7 @@ def eval_(
     """Score embedding fields on labels, beside the baselines from the same cube."""
     for option, path in (("--report", report), ("--csv", csv)):
         on_disk(option, path)
-    must_exist([path for path in (labels, cube, model) if path], "check the path")
+    must_exist([path for path in (labels, cube) if path], "check the path")
     wanted = _Wanted(report, csv, fail_under)
     if suite is not None:
         of_files: dict[str, Any] = {"FIELD": fields, "--labels": labels, "--features": features, "--cube": cube}
@@ -311,11 +325,14 @@ def _suite(name: str, model: Path | None, seed: int, device: str, wanted: _Wante
 
     if name not in SUITES:
         raise unknown("--suite", name, SUITES)
+    judged, where = open_run(model) if model else None, device_of(device)
+    told = warned(judged)
     with bar(f"suite {name}") as progress:
-        done = run(SUITES[name], open_run(model) if model else None, seed, device_of(device), progress)
+        done = run(SUITES[name], judged, seed, where, progress)
     note(*done.notes)
     beside = [_write_csv(wanted.csv, done.results)] if wanted.csv else []
     figures = {"about": dict(done.about), "results": list(done.results), "summary": dict(done.summary)}
+    figures["notes"] = [*told, *done.notes]
     error = None
     reached = done.summary["error_reduction"]["max"]
     if wanted.fail_under is not None and reached < wanted.fail_under:
