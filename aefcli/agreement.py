@@ -3,7 +3,8 @@
 Two fits, of what a random start would take hours of steps to find. The stems' guess at what is clear is fitted to the
 products' own masks, which serve training and are not asked for afterwards. The projection to the embedding takes the
 axes on which two halves of a pixel's frames agree most: what repeats is the place, what does not is weather and
-speckle. Those axes are the canonical correlations of one half with the other.
+speckle. Those axes are the canonical correlations of one half with the other. All of it is our choice: the paper says
+nothing of how its weights began.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 from aefcli.batch import Batch, Frames
 from aefcli.model import Model, SourceEncoder
 
-_SIDE = 16  # px in the middle of each window; larger ones hold little that is new
+_WINDOW = 16  # px in the middle of each window; larger ones hold little that is new
 _SHRUNK = 0.01  # of the mean variance, that is added to each before the halves are compared
 _PIXELS = 20_000  # of each source, that the guess at what is clear is fitted on
 _STEPS = 60  # of L-BFGS for it
@@ -28,39 +29,42 @@ _DECAY = 1e-4
 
 
 def begin(model: Model, batches: Iterable[Batch], noise: torch.Generator) -> None:
-    """Fit the weights of a fresh model in place, on the device of `noise`."""
+    """Fit the weights of a fresh model in place, on the device of `noise`; those that nothing can be told of stay."""
     shown, valid = [], []
     for batch in batches:
         shown.append({name: _middle(frames).to(noise.device) for name, frames in batch.inputs.items()})
-        valid.append(batch.support[:, None].to(noise.device))
+        valid.append(batch.support[:, None].clone().to(noise.device))
     for name in model.sources:
-        _tell_clear(cast(SourceEncoder, model.stem[name]), [each[name] for each in shown if name in each], noise)
-    weight, mean = agreeing(*_halves(model, shown, valid, noise), model.summariser.shared.out_channels)
-    model.summariser.begin(weight, mean)
+        seen = [each[name] for each in shown if name in each]
+        if seen:
+            _tell_clear(cast(SourceEncoder, model.stem[name]), seen, noise)
+    one, other = _halves(model, shown, valid, noise)
+    if len(one) > 1 and torch.cat([one, other]).var(0).sum() > 0:  # else nothing was seen twice
+        model.summariser.begin(*agreeing(one, other, model.summariser.shared.out_channels))
 
 
 def _middle(frames: Frames) -> Frames:
+    """The middle of each window, copied: a view would keep the whole batch."""
     height, width = frames.present.shape[-2:]
-    top, left = (height - _SIDE) // 2, (width - _SIDE) // 2
-    part = slice(top, top + _SIDE), slice(left, left + _SIDE)
-    cut = (frames.pixels[..., *part], frames.present[..., *part], frames.weight[..., *part])
-    pixels, present, weight = (tensor.clone() for tensor in cut)  # a view would keep the whole window
-    return replace(frames, pixels=pixels, present=present, weight=weight)
+    top, left = (height - _WINDOW) // 2, (width - _WINDOW) // 2
+    part = slice(top, top + _WINDOW), slice(left, left + _WINDOW)
+    cut = {each: getattr(frames, each)[..., *part] for each in ("pixels", "present", "weight")}
+    kept = {each: getattr(frames, each) for each in ("bands", "time", "meta")}
+    return Frames(**{name: tensor.clone() for name, tensor in (cut | kept).items()})
 
 
 def _tell_clear(stem: SourceEncoder, seen: Sequence[Frames], noise: torch.Generator) -> None:
     """Fit the stem's guess at what is clear, by cross-entropy against the products' masks."""
-    shown, clear = [], []
+    share, shown, clear = -(-_PIXELS // len(seen)), [], []
     for frames in seen:
-        there = frames.present
+        there = frames.present.flatten().nonzero()[:, 0]
+        some = there[torch.randperm(len(there), generator=noise, device=noise.device)[:share]]
         values = torch.where(frames.bands[..., None, None], frames.pixels, 0.0).movedim(2, -1)
-        shown.append(values[there])
-        clear.append(frames.weight[there])
+        shown.append(values.flatten(0, -2)[some])
+        clear.append(frames.weight.flatten()[some])
     pixels, target = torch.cat(shown), torch.cat(clear)
     if not len(pixels):
         return
-    some = torch.randperm(len(pixels), generator=noise, device=noise.device)[:_PIXELS]
-    pixels, target = pixels[some], target[some]
     weights = [*stem.clear.parameters()]
     optimiser = torch.optim.LBFGS(weights, max_iter=_STEPS, line_search_fn="strong_wolfe")
 
@@ -84,20 +88,24 @@ def _halves(
 
     Each cell has halves of its own, or all cells of a window would tell of the same few draws.
     """
-    found: tuple[list[Tensor], list[Tensor]] = ([], [])
+    details, theres = [], []
     for inputs, period in zip(shown, valid, strict=True):
-        cells = {name: (*f.time.shape, _SIDE // 2, _SIDE // 2) for name, f in inputs.items()}
+        cells = {name: (*f.time.shape, _WINDOW // 2, _WINDOW // 2) for name, f in inputs.items()}
         drawn = {name: torch.rand(shape, generator=noise, device=noise.device) < 0.5 for name, shape in cells.items()}
         half_of = {name: half.repeat_interleave(2, -1).repeat_interleave(2, -2) for name, half in drawn.items()}
         halves = []
         for side in (False, True):
             kept = {n: replace(f, present=f.present & (half_of[n] == side)) for n, f in inputs.items()}
-            encoded = model.stems(kept)
-            halves.append((model.summariser.own(encoded, period), encoded.seen[:, ::2, ::2].flatten()))
-        both = halves[0][1] & halves[1][1]
-        for half, (own, _) in zip(found, halves, strict=True):
-            half.append(own[both])
-    return torch.cat(found[0]), torch.cat(found[1])
+            halves.append(model.summariser.pooled_detail(model.stems(kept), period))
+        detail, there = (torch.stack(parts) for parts in zip(*halves, strict=True))
+        both = there.any(1).all(0)
+        details.append(detail[:, :, both])
+        theres.append(there[:, :, both, None])
+    detail, there = torch.cat(details, dim=2), torch.cat(theres, dim=2)  # 2 sources n e
+    # A source that showed nothing in a half is taken to show what is usual; or that it is there would be an axis.
+    usual = (detail * there).sum((0, 2), keepdim=True) / there.sum((0, 2), keepdim=True).clamp(min=1)
+    one, other = torch.where(there, detail, usual).transpose(1, 2).flatten(2)
+    return one, other
 
 
 def agreeing(

@@ -167,7 +167,8 @@ def _training(
     seconds = sum(line["seconds"] for line in log)
     seen = made.get("samples_seen", done * train.batch * train.accumulate)
     old = data.get("from")
-    begun = f"the weights of {Path(old['path']).name} ({_words(old['model'])})" if old else "random weights"
+    fresh = f"weights fitted on {train.agree} batches" if train.agree else "random weights"
+    begun = f"the weights of {Path(old['path']).name} ({_words(old['model'])})" if old else fresh
     device = made.get("device", _UNKNOWN) + (f", {count} processes" if (count := made.get("processes", 1)) > 1 else "")
     weights = [(name, getattr(loss, name)) for name in ("reconstruction", "uniformity", "consistency", "text")]
     rows = [
@@ -178,7 +179,8 @@ def _training(
         ("device", device),
         (
             "optimiser",
-            f"Adam, to {train.lr:g} over {train.warmup:,} steps, then linearly to 0",
+            f"Adam, to {train.lr:g} over {train.warmup:,} steps, then linearly to 0; "
+            f"all but the decoders after {train.settle:,} steps, to {train.encoder_lr:g}",
         ),
         ("norm of the gradient", f"at most {train.clip:g}"),
         ("precision of the arithmetic", train.dtype),

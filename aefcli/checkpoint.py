@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -32,7 +32,7 @@ from torch import Tensor
 from aefcli import recipe as recipes
 from aefcli.errors import BadInput
 from aefcli.ledger import write_atomically
-from aefcli.model import Model
+from aefcli.model import Model, Pool, silent
 from aefcli.parallel import agreed, rank
 from aefcli.recipe import Recipe
 
@@ -280,6 +280,14 @@ def build_from(run: Run, recipe: Recipe) -> Model:
     new = model.state_dict()
     same = {name: tensor for name, tensor in old.items() if name in new and new[name].shape == tensor.shape}
     model.load_state_dict(new | same)
+    theirs, ours = set(run.recipe.data.sources), set(recipe.data.sources)
+    with torch.no_grad():  # embeddings stay where they were: what is gone shows what is usual, what is new nothing yet
+        for name in theirs - ours:
+            model.summariser.level.add_(old[f"summariser.pools.{name}.usual"])
+        for name in ours - theirs:
+            pool = cast(Pool, model.summariser.pools[name])
+            silent(pool.hidden)
+            silent(pool.fine)
     return model
 
 

@@ -161,7 +161,9 @@ def _pool(sizes: Sizes, patch: Patch, n: int) -> Cost:
     cells, fine = p * patch.cells("precision"), sizes.pool_detail
     query = _perceptron(_PERIOD, 2 * deep, asked, p) + heads * _weights(width, deep, p)
     key_time = _weights(_TIMECODE, asked, n) + heads * _product(p * n, width, 1)
-    pooling = heads * (_product(cells, deep + 1, n) + _product(cells, n, deep + 4 * fine))  # + 1: whether it is clear
+    pooling = heads * (
+        _product(cells, deep + 1, n) + _product(cells, n, deep + 4 * fine + 4)
+    )  # + 1: whether it is clear
     value = heads * _weights(deep, own, cells)
     bells = Cost(2 * heads + hidden)  # centre and width, and what is usual
     return (

@@ -21,7 +21,7 @@ from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -125,6 +125,7 @@ class Encoded:
 
     features: Float[Tensor, "n p h2 w2"]
     detail: Float[Tensor, "n e4 h2 w2"]  # e numbers of each pixel of the 2x2 cell, as the frame showed it
+    shown: Bool[Tensor, "n 4 h2 w2"]  # which of the pixels have any
     clear: Float[Tensor, "n h2 w2"]  # logarithm of how likely the stem takes the cell to be clear
     present: Bool[Tensor, "n h2 w2"]  # any pixel of the 2x2 cell delivered
     layout: Layout
@@ -133,8 +134,9 @@ class Encoded:
     def of(self, source: int) -> Encoded:
         """The frames of one source."""
         layout, which = self.layout.of(source)
-        own = (self.features[which], self.detail[which], self.clear[which], self.present[which])
-        return Encoded(*own, layout, self.seen)
+        parts = (self.features, self.detail, self.shown, self.clear, self.present)
+        features, detail, shown, clear, present = (part[which] for part in parts)
+        return Encoded(features, detail, shown, clear, present, layout, self.seen)
 
 
 # --- operators (section 3) ------------------------------------------------------------------------------------------
@@ -337,7 +339,7 @@ class SourceEncoder(nn.Module):
 
     Absent pixels and bands enter as 0, with a channel of presence per band beside them. What single pixels show goes
     round the encoder, kept by cell: their bands turned, and bent features of them (what reflectances say of the ground
-    is mostly in their ratios); and a guess at whether they are clear.
+    is mostly in their ratios); and a guess at whether they are clear. What goes round is our choice.
     """
 
     def __init__(self, bands: int, width: int, detail: int) -> None:
@@ -365,15 +367,25 @@ class SourceEncoder(nn.Module):
 
     def forward(
         self, pixels: Float[Tensor, "n c h w"], there: Bool[Tensor, "n c h w"]
-    ) -> tuple[Float[Tensor, "n d h2 w2"], Float[Tensor, "n e4 h2 w2"], Float[Tensor, "n h2 w2"]]:
+    ) -> tuple[
+        Float[Tensor, "n d h2 w2"], Float[Tensor, "n e4 h2 w2"], Bool[Tensor, "n 4 h2 w2"], Float[Tensor, "n h2 w2"]
+    ]:
+        """States, and of the pixels: detail, which have any, and how clear the cell looks."""
         # where, not a product: what is not present must not reach the network even if it is NaN.
         values = torch.where(there, pixels, 0.0)
         x = self.project(torch.cat([values, there.to(values.dtype)], 1))
         states = x + self.source.to(x.dtype)[:, None, None]  # under autocast they stay in bfloat16
-        own = torch.cat([self.fine(values), F.gelu(self.bent(values))], dim=1)
-        cells = own.unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2))  # n e h2 2 w2 2
-        clear = F.avg_pool2d(F.logsigmoid(self.clear(values)), 2)[:, 0]
-        return states, cells.permute(0, 3, 5, 1, 2, 4).flatten(1, 3), clear
+        any_band = there.any(1, keepdim=True)
+        detail = torch.cat([self.fine(values), F.gelu(self.bent(values))], dim=1).masked_fill(~any_band, 0.0)
+        guess = F.logsigmoid(self.clear(values)).masked_fill(~any_band, 0.0)
+        clear = F.avg_pool2d(guess, 2) / F.avg_pool2d(any_band.to(guess.dtype), 2).clamp(min=0.25)
+        return states, by_cell(detail), by_cell(any_band), clear[:, 0]
+
+
+def by_cell(pixels: Shaped[Tensor, "n e h w"]) -> Shaped[Tensor, "n e4 h2 w2"]:
+    """What the four pixels of each 2x2 cell have, pixel by pixel."""
+    cells = pixels.unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2))  # n e h2 2 w2 2
+    return cells.permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
 
 
 def unit(x: Tensor, dim: int) -> Tensor:
@@ -391,7 +403,8 @@ class Pool(nn.Module):
     the start), by how clear the cell looks, and by content (query of the period against a key of the frame). With no
     frame near its centre a head takes those around: that is what interpolation and extrapolation need.
 
-    It pools what the encoder made of the cell, and beside it the pixels' own detail by the same weights.
+    It pools what the encoder made of the cell, and beside it the pixels' own detail by the same weights, for each pixel
+    of the frames that showed it. Heads for each source are our choice: the paper pools all frames together.
     """
 
     def __init__(self, sizes: Sizes) -> None:
@@ -417,24 +430,29 @@ class Pool(nn.Module):
 
         A few rows at a time: each head's features of all cells at once would be many times the encoder's.
         """
-        cells, asked, bias = self.asked(encoded, valid)
+        cells, asked, bias = self.prepared(encoded, valid)
         at_once = _POOLED_GPU if cells.is_cuda else _POOLED
         rows = max(1, at_once // (asked.shape[1] * cells.shape[2] * cells.shape[-1]))
         mix = partial(checkpoint, self.mix, use_reentrant=False) if checkpointing else self.mix
         added = torch.cat([mix(part, asked, bias) for part in cells.split(rows, dim=1)], dim=1)
-        none = ~encoded.layout.spread(encoded.present).any(1)[..., None, None, None]
-        usual = F.pad(self.usual.to(added.dtype).expand(4, -1), (0, 0, 1, 0))
-        return added.unflatten(-1, (valid.shape[1], 5, -1)) + none * usual
+        none = ~self.somewhere(encoded)[..., None, :, None]
+        usual = F.pad(none * self.usual.to(added.dtype), (0, 0, 1, 0))
+        return added.unflatten(-1, (valid.shape[1], 5, -1)) + usual
 
-    def asked(
+    def somewhere(self, encoded: Encoded) -> Bool[Tensor, "b h2 w2 4"]:
+        """Whether any frame showed the pixel."""
+        return encoded.layout.spread(encoded.shown).any(1).permute(0, 2, 3, 1)
+
+    def prepared(
         self, encoded: Encoded, valid: Int[Tensor, "b p 2"]
     ) -> tuple[Float[Tensor, "b h2 w2 t c"], Float[Tensor, "b pk c1"], Float[Tensor, "b pk t"]]:
         """What the cells show, what each head asks of it, and what it adds to the logits for the frame's instant."""
         layout, absent = encoded.layout, ~encoded.present[:, None]
         # What is known of a frame apart from its content: how clear it looks, and whether it is there at all.
         known = torch.where(absent, _ABSENT, encoded.clear[:, None].to(encoded.features.dtype))
-        shown = torch.cat([encoded.detail.to(encoded.features.dtype), encoded.features], dim=1)
-        flagged = torch.cat([shown.masked_fill(absent, 0.0), known], dim=1)
+        detail, shown = (part.to(encoded.features.dtype) for part in (encoded.detail, encoded.shown))
+        told = torch.cat([detail, shown, encoded.features], dim=1).masked_fill(absent, 0.0)
+        flagged = torch.cat([told, known], dim=1)
         cells = layout.spread(flagged).permute(0, 3, 4, 1, 2).contiguous()
         query = self.query(describe(valid).to(self.key.dtype)).unflatten(-1, (self.heads, -1))
         asked = F.pad(torch.einsum("bpke,kce->bpkc", query, self.key), (0, 1), value=1.0).flatten(1, 2)
@@ -448,9 +466,9 @@ class Pool(nn.Module):
         The key's projection is folded into what is asked and the value's follows the pooling, which is the same sum:
         no map of keys or values is made per frame.
         """
-        own, features = self.attend(cells, asked, bias)
+        detail, features = self.attend(cells, asked, bias)
         values = torch.bmm(features.transpose(0, 1), self.value).transpose(0, 1).flatten(1)
-        out = torch.cat([self.hidden(values)[:, None], self.fine(own)], dim=1)
+        out = torch.cat([self.hidden(values)[:, None], self.fine(detail)], dim=1)
         return out.view(*cells.shape[:3], -1)
 
     def attend(
@@ -458,10 +476,11 @@ class Pool(nn.Module):
     ) -> tuple[Float[Tensor, "bhwp 4 ke"], Float[Tensor, "bhwp k d"]]:
         """Softmax over the frames of each cell, per period and head: the detail of its pixels, and its features."""
         fine = 4 * self.detail
-        logits = asked[:, None, None] @ cells[..., fine:].transpose(-1, -2) + bias[:, None, None]
+        logits = asked[:, None, None] @ cells[..., fine + 4 :].transpose(-1, -2) + bias[:, None, None]
         pooled = (logits.softmax(-1) @ cells[..., :-1]).reshape(-1, self.heads, cells.shape[-1] - 1)
-        own, features = pooled.split([fine, pooled.shape[-1] - fine], dim=-1)
-        return own.unflatten(-1, (4, -1)).transpose(1, 2).flatten(2), features
+        detail, weight, features = pooled.split([fine, 4, pooled.shape[-1] - fine - 4], dim=-1)
+        each = detail.unflatten(-1, (4, -1)) / weight[..., None].clamp(min=1e-6)
+        return each.transpose(1, 2).flatten(2), features
 
     def bias(
         self, layout: Layout, valid: Int[Tensor, "b p 2"], query: Float[Tensor, "b p k e"]
@@ -515,15 +534,17 @@ class Summariser(nn.Module):
         hidden = hidden + self.level.to(hidden.dtype)[:, None, None]
         return unit(self.shared(F.gelu(hidden)), dim=1).unflatten(0, valid.shape[:2])
 
-    def own(self, encoded: Encoded, valid: Int[Tensor, "b p 2"]) -> Float[Tensor, "bhwp e"]:
-        """The pooled detail of one pixel of each cell, one source after the other, for `begin`; 0 where one showed
-        nothing.
-        """
-        found = []
-        for kind, pool in enumerate(self.pools.values()):
-            own, _ = cast(Pool, pool).attend(*cast(Pool, pool).asked(encoded.of(kind), valid))
-            found.append(own[:, 0])
-        return torch.cat(found, dim=1)
+    def pooled_detail(
+        self, encoded: Encoded, valid: Int[Tensor, "b 1 2"]
+    ) -> tuple[Float[Tensor, "s bhw e"], Bool[Tensor, "s bhw"]]:
+        """Of each source the pooled detail of one pixel of each cell, and whether it showed that pixel; for `begin`."""
+        details, theres = [], []
+        for kind, each in enumerate(self.pools.values()):
+            pool, shown = cast(Pool, each), encoded.of(kind)
+            detail, _ = pool.attend(*pool.prepared(shown, valid))
+            details.append(detail[:, 0])
+            theres.append(pool.somewhere(shown)[..., 0].flatten())
+        return torch.stack(details), torch.stack(theres)
 
     @torch.no_grad()
     def begin(self, weight: Float[Tensor, "d e"], mean: Float[Tensor, " e"]) -> None:
@@ -537,7 +558,7 @@ class Summariser(nn.Module):
         pools = [cast(Pool, pool) for pool in self.pools.values()]
         widths = [pool.fine.in_features for pool in pools]
         for pool, part, usual in zip(pools, both.split(widths, dim=1), mean.split(widths), strict=True):
-            nn.init.zeros_(pool.hidden.weight)
+            silent(pool.hidden)
             pool.fine.weight.copy_(part)
             pool.usual.copy_(part @ usual)
         signs = torch.eye(len(weight), device=weight.device)
@@ -617,7 +638,7 @@ class TextHead(nn.Module):
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
         self.mlp = Perceptron(sizes.text + _PERIOD, sizes.decoder, sizes.embedding)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.log_scale = nn.Parameter(torch.full((1,), math.log(1 / 0.07)))  # FSDP shares out no scalars
 
     def forward(self, vector: Float[Tensor, "b v"], valid: Int[Tensor, "b 2"]) -> Float[Tensor, "b d"]:
         # A language model's unit vector has numbers of 1/sqrt(v): to the scale of the timecodes, as in the decoders.
@@ -626,7 +647,7 @@ class TextHead(nn.Module):
 
     @property
     def scale(self) -> Float[Tensor, ""]:
-        return self.log_scale.exp()
+        return self.log_scale.exp()[0]
 
     @torch.no_grad()
     def bound(self) -> None:
@@ -701,9 +722,9 @@ class Model(nn.Module):
         order = torch.cat(sites).argsort(stable=True)
         site, when, origin, there = (torch.cat(parts)[order] for parts in (sites, times, kinds, present))
         slot, longest = slots(site, len(seen))
-        features, detail, clear = (torch.cat(parts)[order] for parts in zip(*found, strict=True))
+        features, detail, shown, clear = (torch.cat(parts)[order] for parts in zip(*found, strict=True))
         layout = Layout(site, slot, when, origin, (len(seen), longest))
-        return Encoded(features, detail, clear, there, layout, seen)
+        return Encoded(features, detail, shown, clear, there, layout, seen)
 
     def compile_operators(self) -> None:
         """Have torch.compile make the operators' kernels; frames come in any number.

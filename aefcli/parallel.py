@@ -8,7 +8,7 @@ others. Knows neither the network nor the data.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -58,6 +58,13 @@ def agreed(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box)
     return box[0]
+
+
+def shared(tensors: Iterable[Tensor]) -> None:
+    """Every process takes what the first one has, in place."""
+    if size() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor.detach(), 0)
 
 
 def own(draw: Callable[[int], Tensor], rows: int) -> Tensor:

@@ -118,8 +118,8 @@ class Train(_Table):
 
     steps: Positive
     batch: Annotated[int, Field(ge=2)]  # uniformity pairs every sample with another
-    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    encoder_lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]  # the same for all but the decoders
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]  # of the decoders; the paper has one rate for all
+    encoder_lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]  # of all else, on the same schedule; our choice
     warmup: Annotated[int, Field(ge=0)]
     agree: Annotated[int, Field(ge=0)]  # batches that weights are first fitted on, see agreement.py; 0: random
     settle: Annotated[int, Field(ge=0)]  # steps in which the decoders alone learn

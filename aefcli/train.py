@@ -29,7 +29,7 @@ from aefcli.sources import SOURCES, Source
 from aefcli.start import Start, environment
 from aefcli.watch import Look, collapse, look
 
-_ALL = 96  # frames of a source, about all that a year has
+_ALL, _WINDOWS = 96, 16  # frames of a source, about all that a year has, and windows of a batch that weights begin on
 LOOKED = 4  # held-out batches that a look is taken at
 
 
@@ -86,10 +86,10 @@ def train(start: Start, device: torch.device, stop: Callable[[], bool] = lambda:
         world=parallel.size(),
         texts=start.texts,
     )
+    slower = recipe.train.encoder_lr / recipe.train.lr
     with closing(stream):
         for step in range(done + 1, recipe.train.steps + 1):
             began = time.perf_counter()
-            slower = recipe.train.encoder_lr / recipe.train.lr
             encoding, decoding = optimiser.param_groups
             encoding["lr"] = slower * schedule(step, recipe.train, recipe.train.settle)
             decoding["lr"] = schedule(step, recipe.train)
@@ -128,18 +128,30 @@ def train(start: Start, device: torch.device, stop: Callable[[], bool] = lambda:
 
 
 def _begun(start: Start, device: torch.device) -> Model:
-    """The weights before the first step; fresh ones are fitted on a few batches with all frames that there are."""
+    """The weights before the first step; fresh ones are fitted by the first process, on few windows with all frames
+    that there are.
+    """
     model, recipe = start.model().to(device), start.recipe
-    if recipe.train.agree == 0 or start.old or checkpoint.newest_state(start.run, recipe):
+    fresh = recipe.train.agree > 0 and start.old is None
+    if not fresh or parallel.agreed(parallel.rank() == 0 and checkpoint.newest_state(start.run, recipe) is not None):
         return model
-    whole = recipe.replace(data={"frames": [_ALL] * len(recipe.data.sources)})
-    with closing(batches(start.cubes, start.samples, whole, texts=start.texts)) as stream:
-        agreement.begin(model, islice(stream, recipe.train.agree), _noise(recipe.train.seed, 0, 0, device))
+    if parallel.rank() == 0:
+        whole = recipe.replace(
+            data={"frames": [_ALL] * len(recipe.data.sources), "targets": []},
+            model={"text": 0},
+            train={"batch": min(recipe.train.batch, _WINDOWS), "accumulate": 1},
+        )
+        with closing(batches(start.cubes, start.samples, whole)) as stream:
+            agreement.begin(model, islice(stream, recipe.train.agree), _noise(recipe.train.seed, 0, 0, device))
+    parallel.shared(model.state_dict().values())
     return model
 
 
 def _diverged(what: str, step: int, recipe: Recipe) -> Diverged:
-    return Diverged(f"{what} at step {step}", f"lower train.lr ({recipe.train.lr:g})")
+    return Diverged(
+        f"{what} at step {step}",
+        f"lower train.lr ({recipe.train.lr:g}) or train.encoder_lr ({recipe.train.encoder_lr:g})",
+    )
 
 
 def schedule(step: int, train: Train, settling: int = 0) -> float:

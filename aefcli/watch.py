@@ -114,8 +114,9 @@ def _parts(batches: Sequence[Batch]) -> Iterator[Batch]:
 def collapse(looks: Sequence[Mapping[str, float]]) -> str | None:
     """A line of warning where the last of the looks so far, oldest first, tells of a collapse; else None.
 
-    A fresh model points the same way nearly everywhere, and its rank is that of noise: what counts is uniformity that
-    comes back after it had fallen, or does not fall at all, and a rank that is next to nothing and not on its way up.
+    A model of random weights points the same way nearly everywhere, and its rank is that of noise: what counts is
+    uniformity that comes back after it had fallen, or does not fall at all, and a rank that is next to nothing and not on
+    its way up.
     """
     crowds, ranks = ([numbers[name] for numbers in looks if name in numbers] for name in ("uniformity", "rank"))
     told = []
@@ -125,7 +126,7 @@ def collapse(looks: Sequence[Mapping[str, float]]) -> str | None:
         told.append(f"uniformity stays at {crowds[-1]:.2f}")
     if len(ranks) > 1 and ranks[-1] < FLAT and ranks[-1] <= ranks[-2]:
         told.append(f"the effective rank is {ranks[-1]:.1f}")
-    remedy = "raise loss.uniformity, lower train.lr, or add places that differ"
+    remedy = "raise loss.uniformity, lower train.encoder_lr, or add places that differ"
     return f"embeddings collapse: {' and '.join(told)} ({remedy})" if told else None
 
 

@@ -93,13 +93,54 @@ def test_halves_of_the_frames_tell_a_place_from_others(begun: tuple[Model, Model
     assert agreed[1] > agreed[0] + 0.1
 
 
-def test_without_any_clear_pixel_or_source_the_fit_is_finite() -> None:
+def test_a_source_that_lacks_at_half_of_the_places_is_no_axis() -> None:
+    """Places without Landsat lack it in both halves: that would repeat better than any colour of the ground."""
+    batches = [landscape(seed) for seed in range(6)]
+    lacking = torch.zeros(4, 12, dtype=torch.bool)
+    lacking[:2] = True
+    bare = [with_landsat(batch, batch.inputs["landsat"].without(lacking)) for batch in batches]
     model = checkpoint.build(toy_recipe())
-    batches = [landscape(seed) for seed in range(2)]
-    bare = [replace(batch, inputs=batch.inputs | {"landsat": gone(batch.inputs["landsat"])}) for batch in batches]
     agreement.begin(model, bare, rng(0))
+    there = torch.tensor([0.0, 0, 1, 1]).repeat_interleave(256)
+    told = []
+    for batch in (
+        with_landsat(landscape(seed), landscape(seed).inputs["landsat"].without(lacking)) for seed in (7, 8, 9)
+    ):
+        field = model.summarise(model.encode(batch.inputs), batch.support[:, None])[:, 0].detach()
+        told.append(field.movedim(1, -1).flatten(0, -2))
+    correlation = torch.corrcoef(torch.cat([torch.cat(told).T, there.repeat(3)[None]]))[-1, :-1].abs()
+    assert correlation.nan_to_num().max() < 0.3  # not a number where there are no more axes
+
+
+def test_places_seen_once_or_never_clear_leave_finite_weights() -> None:
+    fresh = checkpoint.build(toy_recipe()).state_dict()
+    once = torch.ones(4, 12, dtype=torch.bool)
+    once[:, 0] = False
+    for kind in ("never clear", "seen once", "never seen"):
+        batch = landscape(1)
+        inputs = {
+            name: {
+                "never clear": replace(frames, weight=torch.zeros_like(frames.weight)),
+                "seen once": frames.without(once if name == "landsat" else torch.ones_like(once)),
+                "never seen": frames.without(torch.ones_like(once)),
+            }[kind]
+            for name, frames in batch.inputs.items()
+        }
+        model = checkpoint.build(toy_recipe())
+        agreement.begin(model, [replace(batch, inputs=inputs)], rng(0))
+        assert all(parameter.isfinite().all() for parameter in model.parameters()), kind
+        same = torch.equal(model.summariser.shared.weight, fresh["summariser.shared.weight"])
+        assert same == (kind != "never clear"), kind
+
+
+def test_a_source_in_no_batch_keeps_its_weights() -> None:
+    model = checkpoint.build(toy_recipe())
+    before = model.stem["landsat"].clear[0].weight.clone()
+    batch = landscape(1)
+    agreement.begin(model, [replace(batch, inputs={n: f for n, f in batch.inputs.items() if n != "landsat"})], rng(0))
+    torch.testing.assert_close(model.stem["landsat"].clear[0].weight, before)
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
-def gone(frames: Frames) -> Frames:
-    return frames.without(torch.ones(frames.time.shape, dtype=torch.bool))
+def with_landsat(batch: Batch, frames: Frames) -> Batch:
+    return replace(batch, inputs=batch.inputs | {"landsat": frames})

@@ -251,6 +251,25 @@ def test_paths_start_staggered_and_end_at_precision() -> None:
 
 
 @torch.inference_mode()
+def test_a_pixel_absent_in_a_cell_that_is_there_is_pooled_without_it(model: Model) -> None:
+    """Gaps of a pixel of its own: it takes what its other frames showed, as if its cell had not been there at all."""
+    inputs = noise_inputs(b=1, t=8)
+    radar = inputs["sentinel-1"]
+
+    def gap(rows: slice, columns: slice) -> torch.Tensor:
+        present = radar.present.clone()
+        present[:, :5, rows, columns] = False
+        encoded = model.stems(inputs | {"sentinel-1": replace(radar, present=present)})
+        detail, there = model.summariser.pooled_detail(encoded, VALID[:1])
+        assert there.all()
+        return detail[1].unflatten(0, (16, 16))[4, 4]
+
+    alone, cell, none = gap(slice(8, 9), slice(8, 9)), gap(slice(8, 10), slice(8, 10)), gap(slice(0), slice(0))
+    assert (alone - none).norm() > 2 * (alone - cell).norm()
+    torch.testing.assert_close(alone, cell, atol=0.05, rtol=0)
+
+
+@torch.inference_mode()
 def test_cells_that_no_frame_saw_take_no_part_in_their_neighbours(model: Model) -> None:
     """Ground alike everywhere, seen in the left half alone: its pixels are alike up to the edge, where cells mix."""
     even = copy.deepcopy(model.summariser)
