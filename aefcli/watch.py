@@ -115,8 +115,8 @@ def collapse(looks: Sequence[Mapping[str, float]]) -> str | None:
     """A line of warning where the last of the looks so far, oldest first, tells of a collapse; else None.
 
     A model of random weights points the same way nearly everywhere, and its rank is that of noise: what counts is
-    uniformity that comes back after it had fallen, or does not fall at all, and a rank that is next to nothing and not on
-    its way up.
+    uniformity that comes back after it had fallen, or does not fall at all, and a rank that is next to nothing and not
+    on its way up.
     """
     crowds, ranks = ([numbers[name] for numbers in looks if name in numbers] for name in ("uniformity", "rank"))
     told = []
