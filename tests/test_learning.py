@@ -31,7 +31,7 @@ from aefcli.train import Record, objective, train
 
 pytestmark = pytest.mark.xdist_group("learning")  # one worker trains, and once
 
-STEPS = 100
+STEPS = 150
 SMALL = {
     "blocks": 4,
     "precision": 16,
@@ -39,7 +39,7 @@ SMALL = {
     "space": 48,
     "head": 16,
     "mlp_ratio": 2,
-    "pool_heads": 8,
+    "pool_heads": 12,
     "pool_width": 4,
     "decoder": 64,
 }
@@ -67,7 +67,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     sizes = {
         "data": {"frames": [10, 8, 4]},
         "model": SMALL,
-        "train": {"steps": STEPS, "warmup": 15, "batch": 8, "agree": 36},
+        "train": {"steps": STEPS, "warmup": 15},
     }
     plan = recipe.load("nano").replace(**sizes)
     start = begin(folder / "run", [cube], plan)

@@ -283,7 +283,7 @@ def test_a_look_has_every_measure(seen: Look) -> None:
     told = {name for name in seen.numbers if "/" not in name or name.startswith("r2/")}
     assert told == {"uniformity", "rank", "phase", "r2/composite", "r2/harmonics"}
     assert all(math.isfinite(value) for value in seen.numbers.values())
-    assert seen.numbers["r2/composite"] < 0.2  # of noise nothing is known
+    assert 0 < seen.numbers["r2/composite"] < 0.6  # random weights let some of the pixels' own series through
 
 
 # --- collapse ---------------------------------------------------------------------------------------------------------

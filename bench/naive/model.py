@@ -207,7 +207,8 @@ class Summariser(nn.Module):
 
     def __init__(self, sizes: Sizes, sources: int) -> None:
         super().__init__()
-        heads, inner = sizes.pool_heads, sizes.pool_heads * sizes.pool_width
+        heads = sources * sizes.pool_heads  # as many as ours has for all sources together
+        inner = heads * sizes.pool_width
         self.heads = heads
         self.query = perceptron(2 * TIMECODE + 1, 2 * sizes.precision, inner)
         self.key = nn.Linear(sizes.precision, inner)
