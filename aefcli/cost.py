@@ -161,19 +161,12 @@ def _pool(sizes: Sizes, patch: Patch, n: int) -> Cost:
     cells, fine = p * patch.cells("precision"), sizes.pool_detail
     query = _perceptron(_PERIOD, 2 * deep, asked, p) + heads * _weights(width, deep, p)
     key_time = _weights(_TIMECODE, asked, n) + heads * _product(p * n, width, 1)
-    pooling = heads * (
-        _product(cells, deep + 1, n) + _product(cells, n, deep + 4 * fine + 4)
-    )  # + 1: whether it is clear
+    # + 1: whether the cell is clear; + 4: which of its pixels are there
+    pooling = heads * (_product(cells, deep + 1, n) + _product(cells, n, deep + 4 * fine + 4))
     value = heads * _weights(deep, own, cells)
     bells = Cost(2 * heads + hidden)  # centre and width, and what is usual
-    return (
-        query
-        + key_time
-        + pooling
-        + value
-        + bells
-        + (_weights(heads * own, hidden, cells) + _weights(heads * fine, hidden, 4 * cells))
-    )
+    layer = _weights(heads * own, hidden, cells) + _weights(heads * fine, hidden, 4 * cells)
+    return query + key_time + pooling + value + bells + layer
 
 
 def _decoder(sizes: Sizes, patch: Patch, source: str) -> Cost:
