@@ -9,13 +9,13 @@ nothing of how its weights began.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from aefcli.batch import Batch, Frames
@@ -28,19 +28,34 @@ _STEPS = 60  # of L-BFGS for it
 _DECAY = 1e-4
 
 
-def begin(model: Model, batches: Iterable[Batch], noise: torch.Generator) -> None:
-    """Fit the weights of a fresh model in place, on the device of `noise`; those that nothing can be told of stay."""
+def begin(
+    model: Model, batches: Iterable[Batch], noise: torch.Generator, stop: Callable[[], bool] = lambda: False
+) -> bool:
+    """Fit the weights of a fresh model in place, on the device of `noise`; those that nothing can be told of stay.
+
+    False once `stop` has answered yes, which is asked between batches: the weights are then of no use.
+    """
     shown, valid = [], []
     for batch in batches:
+        if stop():
+            return False
         shown.append({name: _middle(frames).to(noise.device) for name, frames in batch.inputs.items()})
         valid.append(batch.support[:, None].clone().to(noise.device))
     for name in model.sources:
         seen = [each[name] for each in shown if name in each]
+        if stop():
+            return False
         if seen:
             _tell_clear(cast(SourceEncoder, model.stem[name]), seen, noise)
-    one, other = _halves(model, shown, valid, noise)
+    parts = []
+    for inputs, period in zip(shown, valid, strict=True):
+        if stop():
+            return False
+        parts.append(_halves(model, inputs, period, noise))
+    one, other = _filled(*(torch.cat(each, dim=2) for each in zip(*parts, strict=True)))
     if len(one) > 1 and torch.cat([one, other]).var(0).sum() > 0:  # else nothing was seen twice
         model.summariser.begin(*agreeing(one, other, model.summariser.shared.out_channels))
+    return True
 
 
 def _middle(frames: Frames) -> Frames:
@@ -82,27 +97,32 @@ def _tell_clear(stem: SourceEncoder, seen: Sequence[Frames], noise: torch.Genera
 
 @torch.no_grad()
 def _halves(
-    model: Model, shown: Sequence[dict[str, Frames]], valid: Sequence[Int[Tensor, "b 1 2"]], noise: torch.Generator
-) -> tuple[Float[Tensor, "n e"], Float[Tensor, "n e"]]:
-    """The pooled detail of one pixel of each cell, by one random half of the frames and by the other.
+    model: Model, inputs: dict[str, Frames], period: Int[Tensor, "b 1 2"], noise: torch.Generator
+) -> tuple[Float[Tensor, "2 s n e"], Bool[Tensor, "2 s n 1"]]:
+    """The pooled detail of one pixel of each cell, by one random half of the frames and by the other; and whether the
+    half showed it. Of the pixels that some source shows in both.
 
     Each cell has halves of its own, or all cells of a window would tell of the same few draws.
     """
-    details, theres = [], []
-    for inputs, period in zip(shown, valid, strict=True):
-        cells = {name: (*f.time.shape, _WINDOW // 2, _WINDOW // 2) for name, f in inputs.items()}
-        drawn = {name: torch.rand(shape, generator=noise, device=noise.device) < 0.5 for name, shape in cells.items()}
-        half_of = {name: half.repeat_interleave(2, -1).repeat_interleave(2, -2) for name, half in drawn.items()}
-        halves = []
-        for side in (False, True):
-            kept = {n: replace(f, present=f.present & (half_of[n] == side)) for n, f in inputs.items()}
-            halves.append(model.summariser.pooled_detail(model.stems(kept), period))
-        detail, there = (torch.stack(parts) for parts in zip(*halves, strict=True))
-        both = there.any(1).all(0)
-        details.append(detail[:, :, both])
-        theres.append(there[:, :, both, None])
-    detail, there = torch.cat(details, dim=2), torch.cat(theres, dim=2)  # 2 sources n e
-    # A source that showed nothing in a half is taken to show what is usual; or that it is there would be an axis.
+    cells = {name: (*f.time.shape, _WINDOW // 2, _WINDOW // 2) for name, f in inputs.items()}
+    drawn = {name: torch.rand(shape, generator=noise, device=noise.device) < 0.5 for name, shape in cells.items()}
+    half_of = {name: half.repeat_interleave(2, -1).repeat_interleave(2, -2) for name, half in drawn.items()}
+    halves = []
+    for side in (False, True):
+        kept = {n: replace(f, present=f.present & (half_of[n] == side)) for n, f in inputs.items()}
+        halves.append(model.summariser.pooled_detail(model.stems(kept), period))
+    detail, there = (torch.stack(parts) for parts in zip(*halves, strict=True))
+    both = there.any(1).all(0)
+    return detail[:, :, both], there[:, :, both, None]
+
+
+def _filled(
+    detail: Float[Tensor, "2 s n e"], there: Bool[Tensor, "2 s n 1"]
+) -> tuple[Float[Tensor, "n se"], Float[Tensor, "n se"]]:
+    """The halves, of all sources side by side.
+
+    A source that showed nothing in a half is taken to show what is usual; or that it is there would be an axis.
+    """
     usual = (detail * there).sum((0, 2), keepdim=True) / there.sum((0, 2), keepdim=True).clamp(min=1)
     one, other = torch.where(there, detail, usual).transpose(1, 2).flatten(2)
     return one, other

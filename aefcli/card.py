@@ -167,7 +167,7 @@ def _training(
     seconds = sum(line["seconds"] for line in log)
     seen = made.get("samples_seen", done * train.batch * train.accumulate)
     old = data.get("from")
-    fresh = f"weights fitted on {train.agree} batches" if train.agree else "random weights"
+    fresh = f"weights fitted on {train.agree} batch{'es' * (train.agree != 1)}" if train.agree else "random weights"
     begun = f"the weights of {Path(old['path']).name} ({_words(old['model'])})" if old else fresh
     device = made.get("device", _UNKNOWN) + (f", {count} processes" if (count := made.get("processes", 1)) > 1 else "")
     weights = [(name, getattr(loss, name)) for name in ("reconstruction", "uniformity", "consistency", "text")]

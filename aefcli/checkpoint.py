@@ -10,8 +10,8 @@
       state/               the newest two checkpoints: weights and optimiser after a step
       looks/, card.md      pictures by step, and the model card
 
-One comes with the package, SHIPPED: weights, recipe and card alone. Owns the layout and its reading and writing.
-Weights are safetensors: opening somebody's model runs no code.
+One comes with the package, SHIPPED: weights, recipe, data.json and card alone. Owns the layout and its reading and
+writing. Weights are safetensors: opening somebody's model runs no code.
 """
 
 from __future__ import annotations
@@ -315,6 +315,23 @@ def identity(run: Run) -> dict[str, str]:
     with run.weights.open("rb") as handle:
         weights = hashlib.file_digest(handle, "sha256").hexdigest()[:16]
     return {"run": run.path.name, "recipe": run.recipe.hash, "weights": weights}
+
+
+def made_by(known: Mapping[str, object], folder: Path) -> tuple[Run | None, str]:
+    """The run of this identity, one of `folder` or the shipped one; or why one of its name cannot be read.
+
+    Other runs are passed over unread.
+    """
+    unread = ""
+    for run in [*map(Run, sorted(folder.glob("*"))), SHIPPED]:
+        if run.path.name != known.get("run") or not run.weights.is_file():
+            continue
+        try:
+            if identity(run) == known:
+                return run, ""
+        except BadInput as error:
+            unread = error.what
+    return None, unread
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -121,8 +121,8 @@ class Train(_Table):
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]  # of the decoders; the paper has one rate for all
     encoder_lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]  # of all else, on the same schedule; our choice
     warmup: Annotated[int, Field(ge=0)]
-    agree: Annotated[int, Field(ge=0)]  # batches that weights are first fitted on, see agreement.py; 0: random
-    settle: Annotated[int, Field(ge=0)]  # steps in which the decoders alone learn
+    agree: Annotated[int, Field(ge=0)]  # batches that weights are first fitted on; 0: random. Our choice: agreement.py
+    settle: Annotated[int, Field(ge=0)]  # steps in which the decoders alone learn; our choice
     clip: Annotated[float, Field(gt=0)]  # norm of the gradient; our choice, the paper names none
     dtype: Dtype  # of what autocast may round; weights and losses stay float32
     checkpointing: bool  # keep the states between blocks and compute what lies between again

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,7 @@ def begin(
         "cubes": [_about(cube) for cube in cubes],
         "samples": {split: len(table.of(split)) for split in ("train", "validation")} | {"sites": len(set(table.site))},
         "from": old and {"path": str(old.path.resolve()), "model": checkpoint.identity(old)},
+        "worlds": sorted({*filter(None, map(_world, cubes)), *(worlds(old) if old else ())}),
     }
     write_atomically(run.data, json.dumps(data, indent=1).encode())  # last: with it the run can be gone on with
     parallel.agreed(run.path)
@@ -107,6 +109,15 @@ def go_on(
         )
     notes, texts = _told(texts, known, cubes)
     return Start(run, known, cubes, Samples.load(run.samples, cubes, known), texts, notes)
+
+
+def worlds(run: Run) -> tuple[tuple[str, int], ...]:
+    """The made-up worlds that a run has learned from, with those of the runs that it began from: (version, seed).
+
+    None where the run does not know: it is of an earlier version, or its cubes came from no catalog on disk.
+    """
+    told = _data(run).get("worlds", ()) if run.data.is_file() else ()
+    return tuple((version, seed) for version, seed in told)
 
 
 def environment(run: Run, device: torch.device, samples: int, seconds: float) -> None:
@@ -156,10 +167,27 @@ def _simulated(cube: Cube) -> bool | None:
     catalog = cube.attrs.get("aef:request", {}).get("catalog")
     if catalog is None or "://" in catalog:
         return None if catalog is None else False
+    found = _catalog(cube)
+    return None if found is None else "aef:simulate" in found
+
+
+def _world(cube: Cube) -> tuple[str, int] | None:
+    """The version and the seed of the made-up world that the cube was fetched from, if that can be told."""
+    found = _catalog(cube) or {}
+    seed = re.fullmatch(r"made-up-world-(\d+)", str(found.get("id")))
+    return (str(found["aef:simulate"]), int(seed[1])) if seed and "aef:simulate" in found else None
+
+
+def _catalog(cube: Cube) -> dict[str, Any] | None:
+    """The catalog on disk that the cube was fetched from, if it is still there."""
+    catalog = cube.attrs.get("aef:request", {}).get("catalog")
+    if catalog is None or "://" in catalog:
+        return None
     try:
-        return "aef:simulate" in json.loads(Path(catalog).read_text())
+        found = json.loads(Path(catalog).read_text())
     except (OSError, ValueError):
         return None
+    return found if isinstance(found, dict) else None
 
 
 def _collections(cube: Cube, name: str) -> list[str]:

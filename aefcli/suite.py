@@ -30,9 +30,11 @@ import numpy as np
 from aefcli import baselines, checkpoint, embed, guards, probe
 from aefcli import field as stored
 from aefcli.cube import Cube, cube_of, without
+from aefcli.errors import BadInput
 from aefcli.extent import Period, Tile
 from aefcli.probe import Evaluation, Labels
 from aefcli.simulate import VERSION, Imagined, imagine
+from aefcli.start import worlds
 
 if TYPE_CHECKING:
     import torch
@@ -95,7 +97,11 @@ def run(
 
     summary: `error_reduction` by shots, the mean over the sparse-label tasks of 1 - error of ours / error of the best
     designed baseline, kappa-adjusted, each at its best transfer; and `tasks`, what each task comes down to.
+
+    Raises BadInput for a run that is known to have learned from the very world it would be judged in.
     """
+    if model:
+        _check_unseen(model, seed)
     total = len(suite.tasks) + 2
     progress(0, total)
     stage = _stage(suite, model, seed, device)
@@ -124,6 +130,17 @@ def run(
     if suite.folds < 1:
         notes.append(f"{suite.sites} sites and {suite.folds:.0%} of the protocol's folds: --suite full has all")
     return Outcome(tuple(results), {"error_reduction": _reduction(tasks), "tasks": tasks}, about, tuple(notes))
+
+
+def _check_unseen(model: Run, seed: int) -> None:
+    """Sites are the same in every world of a seed, whatever its size and years."""
+    learned = {own for version, own in worlds(model) if version == VERSION}
+    if seed in learned:
+        other = next(free for free in range(seed + 1, seed + len(learned) + 2) if free not in learned)
+        raise BadInput(
+            f"{model.name} learned from the made-up world of seed {seed}, which would judge it",
+            f"judge it in another: --seed {other}",
+        )
 
 
 def _reduction(tasks: Mapping[str, Any]) -> dict[str, float]:

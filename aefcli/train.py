@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -58,13 +58,114 @@ def train(start: Start, device: torch.device, stop: Callable[[], bool] = lambda:
     """Train, and leave the weights in the run; go on from its newest checkpoint where it has one. Yields after every
     step.
 
-    Once `stop` answers yes in any process, all end after the step that they are at, with a checkpoint. Raises Diverged,
-    with the last good checkpoint kept, when the loss or its gradient is no longer finite.
+    Once `stop` answers yes in any process, all end after the step that they are at, with a checkpoint; before the first
+    step without one, for what weights begin as is soon found again. Raises Diverged, with the last good checkpoint
+    kept, when the loss or its gradient is no longer finite.
     """
     run, recipe = start.run, start.recipe
     if device.type == "cpu":  # sums have one order, so that a run that goes on ends in the same bits
         torch.use_deterministic_algorithms(True)
-    model = _begun(start, device).train()
+    model = _begun(start, device, stop)
+    if model is None:
+        return
+    learner = _learner(model, start, device)
+    done = checkpoint.restore(run, recipe, model, learner.optimiser)
+    held = validation(start.cubes, start.samples, recipe, LOOKED, texts=start.texts)
+    looks = [record["look"] for record in checkpoint.records(run) if "look" in record]
+    with closing(_stream(start, done + 1)) as stream:
+        for step in range(done + 1, recipe.train.steps + 1):
+            record, last = learner.step(stream, step), step == recipe.train.steps
+            if last or step % recipe.train.look_every == 0:
+                seen = look(model, held, recipe, device)
+                looks.append(seen.numbers)
+                record = replace(record, look=seen, warning=collapse(looks) or "")
+            ending = bool(parallel.total(torch.tensor(float(stop()), device=device))) and not last
+            if ending or (step % recipe.train.save_every == 0 and not last):
+                checkpoint.save_state(run, recipe, model, learner.optimiser, step)
+            if parallel.rank() == 0:
+                checkpoint.append_record(run, record.line())
+            yield record
+            if ending:
+                return
+    checkpoint.save_weights(run.weights, model, recipe, recipe.train.steps)
+    if parallel.rank() == 0:
+        spent = sum(record["seconds"] for record in checkpoint.records(run))
+        environment(run, device, recipe.train.steps * recipe.train.accumulate * recipe.train.batch, spent)
+
+
+def _begun(start: Start, device: torch.device, stop: Callable[[], bool]) -> Model | None:
+    """The weights before the first step; fresh ones are fitted by the first process, on few windows with all frames
+    that there are. None where that was told to stop.
+    """
+    model, recipe = start.model().to(device), start.recipe
+    fresh = recipe.train.agree > 0 and start.old is None
+    if not fresh or parallel.agreed(parallel.rank() == 0 and checkpoint.newest_state(start.run, recipe) is not None):
+        return model
+    fitted = True
+    if parallel.rank() == 0:
+        whole = recipe.replace(
+            data={"frames": [_ALL] * len(recipe.data.sources), "targets": []},
+            model={"text": 0},
+            train={"batch": min(recipe.train.batch, _WINDOWS), "accumulate": 1},
+        )
+        with closing(batches(start.cubes, start.samples, whole)) as stream:
+            some = islice(stream, recipe.train.agree)
+            fitted = agreement.begin(model, some, _noise(recipe.train.seed, 0, 0, device), stop)
+    if not parallel.agreed(fitted):
+        return None
+    parallel.shared(model.state_dict().values())
+    return model
+
+
+def _stream(start: Start, first: int) -> Generator[Batch, None, None]:
+    """This process's batches from a step on."""
+    return batches(
+        start.cubes,
+        start.samples,
+        start.recipe,
+        first=first,
+        rank=parallel.rank(),
+        world=parallel.size(),
+        texts=start.texts,
+    )
+
+
+@dataclass(frozen=True)
+class _Learner:
+    """A model in training: its step as it is laid over the processes, and its optimiser."""
+
+    model: Model
+    step_of: nn.Module
+    optimiser: torch.optim.Optimizer  # two groups: the decoders are the second
+    recipe: Recipe
+    device: torch.device
+
+    def step(self, stream: Iterator[Batch], step: int) -> Record:
+        """Take one, counted from 1. Raises Diverged before the weights take any harm."""
+        began, plan = time.perf_counter(), self.recipe.train
+        encoding, decoding = self.optimiser.param_groups
+        encoding["lr"] = plan.encoder_lr / plan.lr * schedule(step, plan, plan.settle)
+        decoding["lr"] = schedule(step, plan)
+        self.optimiser.zero_grad()
+        sums, waited, frames = _gradients(self.step_of, stream, step, self.recipe, self.device)
+        loss = sums.pop("loss")
+        if not math.isfinite(loss):
+            raise _diverged(f"the loss is {loss}", step, self.recipe)
+        norm = _clipped(self.model, plan.clip)
+        if not math.isfinite(norm):
+            raise _diverged(f"the gradient is {norm}", step, self.recipe)
+        self.optimiser.step()
+        if self.model.text is not None:
+            self.model.text.bound()
+        spent = time.perf_counter() - began
+        numbers = {name: part for name, part in sums.items() if not math.isnan(part)}
+        return Record(step, loss, numbers, schedule(step, plan), norm, spent, waited / spent, frames / spent)
+
+
+def _learner(model: Model, start: Start, device: torch.device) -> _Learner:
+    """A model made ready to learn; a text head without any text to learn from stays as it is."""
+    recipe = start.recipe
+    model.train()
     model.checkpointing = recipe.train.checkpointing
     if model.text is not None and start.texts is None:
         model.text.requires_grad_(False)
@@ -74,77 +175,7 @@ def train(start: Start, device: torch.device, stop: Callable[[], bool] = lambda:
     decoders = [*model.decoders.parameters()]
     others = [p for name, p in model.named_parameters() if not name.startswith("decoders.")]
     optimiser = torch.optim.Adam([{"params": others}, {"params": decoders}], lr=recipe.train.lr, fused=True)
-    done = checkpoint.restore(run, recipe, model, optimiser)
-    held = validation(start.cubes, start.samples, recipe, LOOKED, texts=start.texts)
-    looks = [record["look"] for record in checkpoint.records(run) if "look" in record]
-    stream = batches(
-        start.cubes,
-        start.samples,
-        recipe,
-        first=done + 1,
-        rank=parallel.rank(),
-        world=parallel.size(),
-        texts=start.texts,
-    )
-    slower = recipe.train.encoder_lr / recipe.train.lr
-    with closing(stream):
-        for step in range(done + 1, recipe.train.steps + 1):
-            began = time.perf_counter()
-            encoding, decoding = optimiser.param_groups
-            encoding["lr"] = slower * schedule(step, recipe.train, recipe.train.settle)
-            decoding["lr"] = schedule(step, recipe.train)
-            optimiser.zero_grad()
-            sums, waited, frames = _gradients(step_of, stream, step, recipe, device)
-            loss = sums.pop("loss")
-            if not math.isfinite(loss):
-                raise _diverged(f"the loss is {loss}", step, recipe)
-            norm = _clipped(model, recipe.train.clip)
-            if not math.isfinite(norm):
-                raise _diverged(f"the gradient is {norm}", step, recipe)
-            optimiser.step()
-            if model.text is not None:
-                model.text.bound()
-            spent = time.perf_counter() - began
-            numbers = {name: part for name, part in sums.items() if not math.isnan(part)}
-            pace = waited / spent, frames / spent
-            seen = None
-            if step % recipe.train.look_every == 0 or step == recipe.train.steps:
-                seen = look(model, held, recipe, device)
-                looks.append(seen.numbers)
-            ending = bool(parallel.total(torch.tensor(float(stop()), device=device)))
-            if (ending or step % recipe.train.save_every == 0) and step < recipe.train.steps:
-                checkpoint.save_state(run, recipe, model, optimiser, step)
-            warning = (collapse(looks) or "") if seen else ""
-            record = Record(step, loss, numbers, schedule(step, recipe.train), norm, spent, *pace, seen, warning)
-            if parallel.rank() == 0:
-                checkpoint.append_record(run, record.line())
-            yield record
-            if ending and step < recipe.train.steps:
-                return
-    checkpoint.save_weights(run.weights, model, recipe, recipe.train.steps)
-    if parallel.rank() == 0:
-        spent = sum(record["seconds"] for record in checkpoint.records(run))
-        environment(run, device, recipe.train.steps * recipe.train.accumulate * recipe.train.batch, spent)
-
-
-def _begun(start: Start, device: torch.device) -> Model:
-    """The weights before the first step; fresh ones are fitted by the first process, on few windows with all frames
-    that there are.
-    """
-    model, recipe = start.model().to(device), start.recipe
-    fresh = recipe.train.agree > 0 and start.old is None
-    if not fresh or parallel.agreed(parallel.rank() == 0 and checkpoint.newest_state(start.run, recipe) is not None):
-        return model
-    if parallel.rank() == 0:
-        whole = recipe.replace(
-            data={"frames": [_ALL] * len(recipe.data.sources), "targets": []},
-            model={"text": 0},
-            train={"batch": min(recipe.train.batch, _WINDOWS), "accumulate": 1},
-        )
-        with closing(batches(start.cubes, start.samples, whole)) as stream:
-            agreement.begin(model, islice(stream, recipe.train.agree), _noise(recipe.train.seed, 0, 0, device))
-    parallel.shared(model.state_dict().values())
-    return model
+    return _Learner(model, step_of, optimiser, recipe, device)
 
 
 def _diverged(what: str, step: int, recipe: Recipe) -> Diverged:
@@ -156,7 +187,7 @@ def _diverged(what: str, step: int, recipe: Recipe) -> Diverged:
 
 def schedule(step: int, train: Train, settling: int = 0) -> float:
     """The learning rate of a step counted from 1: 0 while others settle, linearly up over the warm-up, then linearly
-    down to 0.
+    down to 0 [paper S2.3]. Settling is our choice: the paper's rate is one for all weights, and rises from the start.
     """
     begun = settling + train.warmup
     if step <= begun:
@@ -250,6 +281,9 @@ def objective(
 
     One encode serves all targets of the teacher; one the student, who lost what `batch.student` says. Everything on
     the generator's device. In several processes each has its share of the loss and of its terms.
+
+    Where the paper is silent, our choice: uniformity is the mean over the fields of all periods of the batch (the
+    targets', the text's and the student's); only every `loss.student_every`-th sample has a student.
     """
     some = slice(None, None, recipe.loss.student_every)
     student = {name: frames.without(batch.student.drops[name]).at(some) for name, frames in batch.inputs.items()}
@@ -288,8 +322,10 @@ def _error(
 ) -> tuple[Float[Tensor, ""], Bool[Tensor, ""]]:
     """How far a source's targets are from what the decoder makes of the fields, and whether there is any target.
 
-    Each target is decoded from the fields of all sources' periods that hold its instant, at the same pixels: they are
-    there, and more of them learn to tell the whole period.
+    The paper draws one target of a source, and decodes it from the field of its own period. Our choice: of an input
+    source `loss.targets` are held out, and each is decoded from the fields of all sources' periods that hold its
+    instant, at the same pixels; they are there, and more of them learn to tell the whole period. A field counts by the
+    clear pixels that it answers for, and `loss.pixels` of each target are decoded, not all.
     """
     source, frames = SOURCES[name], batch.targets[name]
     k, target = frames.time.shape[1], frames.rows()

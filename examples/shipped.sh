@@ -19,3 +19,4 @@ else
 fi
 mkdir -p "$home"
 cp nano/model.safetensors nano/recipe.toml nano/card.md "$home"
+sed 's|"path": ".*/|"path": "|' nano/data.json > "$home/data.json" # what it learned from, for `aef eval --suite`

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +17,7 @@ import pytest
 import torch
 import xarray as xr
 import zarr
+from conftest import Aef
 from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
 from pyproj import Transformer
@@ -217,7 +220,9 @@ def test_periods_of_labels_count_in_whole_days(world: World, tmp_path: Path) -> 
     assert found.evaluation.scores == scored_alone(world, tmp_path, SPRING)
 
 
-def test_periods_that_the_field_lacks_are_embedded_where_its_run_is_at_hand(world: World, tmp_path: Path) -> None:
+def test_periods_that_the_field_lacks_are_embedded_where_its_run_is_at_hand(
+    world: World, aef: Aef, tmp_path: Path
+) -> None:
     late = save(table(valid_time_start_ms=SPRING.start + DAY), tmp_path / "t.csv")
     done = scored([world.field], late)
     assert done.notes == ("80 labels ask embeddings for periods it does not hold: embedded here",)
@@ -225,13 +230,73 @@ def test_periods_that_the_field_lacks_are_embedded_where_its_run_is_at_hand(worl
     embed.embed(world.cube, world.run, [other], tmp_path / "embeddings.zarr", device=CPU)
     assert scored([tmp_path / "embeddings.zarr"], late, world.cube.path).evaluation.scores == done.evaluation.scores
     shutil.copytree(world.field, tmp_path / "alone.zarr")
-    with pytest.raises(BadInput, match=r"ask for 2023-01-02:2023-06-30, alone holds .*\(aef embed --period 2023-01-02"):
+    with pytest.raises(
+        BadInput, match=r"ask for 2023-01-02:2023-06-30, alone holds 2023-01-01:2023-06-30, "
+    ) as refused:
         scored([tmp_path / "alone.zarr"], late, world.cube.path)
+    told, _, command = refused.value.hint.partition("; or score another field: ")
+    assert told == "--model names the run that made it"
+    shutil.copytree(world.run.path, tmp_path / "runs" / "other-001")
+    code, out, err = aef(*shlex.split(command)[1:], "-q")
+    assert (code, out) == (0, f"{tmp_path / 'alone-2023-01-02.zarr'}\n"), err
+    again = scored([tmp_path / "alone-2023-01-02.zarr"], late, world.cube.path)
+    assert again.evaluation.scores[0].mean == done.evaluation.scores[0].mean
     named = judge([tmp_path / "alone.zarr"], late, world.cube.path, Protocol(("knn1",)), run=world.run, device=CPU)
     assert "80 labels ask alone for periods it does not hold: embedded here" in named.notes
     stranger = make_run(tmp_path / "stranger", 0.1)
     with pytest.raises(BadInput, match=r"did not make .*alone.zarr"):
         judge([tmp_path / "alone.zarr"], late, world.cube.path, Protocol(), run=stranger, device=CPU)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_what_is_embedded_for_a_field_is_rounded_as_the_field_is(world: World, tmp_path: Path, dtype: str) -> None:
+    late = table(valid_time_start_ms=SPRING.start + DAY)
+    how = embed.How(dtype=dtype)
+    embed.embed(world.cube, world.run, [SPRING], tmp_path / "wide.zarr", device=CPU, how=how)
+    where, period = (late["row"].to_numpy(), late["column"].to_numpy()), Period(SPRING.start + DAY, SPRING.end)
+    made = embed.at_points(checkpoint.load(world.run), world.run.recipe, world.cube, *where, [period], CPU)[:, 0]
+    file, plan = save(late, tmp_path / "t.csv"), Protocol(("knn1",))
+    done = judge([tmp_path / "wide.zarr"], file, world.cube.path, plan, beside=(), run=world.run, device=CPU)
+    np.testing.assert_array_equal(done.features["wide"], made.astype(dtype).astype("float32"))
+
+
+def test_runs_of_other_versions_are_named_only_where_they_are_needed(world: World, tmp_path: Path) -> None:
+    here, runs = tmp_path / "embeddings.zarr", tmp_path / "runs"
+    shutil.copytree(world.field, here)
+    for name in ("older-001", "toy-001"):
+        shutil.copytree(world.run.path, runs / name)
+        (runs / name / "recipe.toml").write_text('name = "toy"\n')
+    held, late = (
+        save(table(valid_time_start_ms=SPRING.start + days * DAY), tmp_path / f"{days}.csv") for days in (0, 1)
+    )
+    assert scored([here], held, world.cube.path).notes == ()
+    why = rf"cannot be read: {re.escape(str(runs))}/toy-001/recipe\.toml lacks data"
+    with pytest.raises(BadInput, match=rf"ask for 2023-01-02.* holds .*, and the run that made it {why} \(--model"):
+        scored([here], late, world.cube.path)
+    both = save(pd.concat([table(), table(1, 6, Period.parse("2022-11:2023-02"))]), tmp_path / "both.csv")
+    *_, read, left = scored([here], both, world.cube.path).notes
+    assert re.fullmatch(rf"the run that made embeddings {why}", read)
+    assert left == "6 of 86 labels are left out: 6 of periods that a field does not hold"
+    done = judge([here], held, world.cube.path, Protocol(("knn1",)), quantisation=True, device=CPU)
+    assert re.fullmatch(rf"the run that made embeddings {why}", done.notes[0])
+    root = json.loads((here / "zarr.json").read_text())
+    root["attributes"]["aef:recipe"] = 'name = "toy"\n'
+    (here / "zarr.json").write_text(json.dumps(root))
+    done = scored([here], held, world.cube.path)
+    assert done.notes == ("untrained is left out: the recipe in the field lacks data",)
+    assert rows(done) == ["embeddings", "composite"]
+    assert done.provenance["field embeddings"].startswith(f"{here}, recipe {world.run.recipe.hash}, 2023-01-01")
+
+
+def test_a_split_of_few_blocks_is_told_of(tmp_path: Path) -> None:
+    """Places 0.1 degrees apart on the equator, ten points at each."""
+    for places in (6, 30):
+        place, point = np.divmod(np.arange(10 * places), 10)
+        points = {"x": 0.1 * place + 1e-4 * point, "y": 0.001, "label": point % 2, "a": point % 3, "b": 1.0 * place}
+        pd.DataFrame(points).to_csv(tmp_path / "t.csv", index=False)
+        notes = judge_table(tmp_path / "t.csv", ["a,b"], "label", Protocol(("knn1",), ["max"])).notes
+        told = "the labels lie in 6 blocks of 1280 m, about 2 of which test a fold: too few to stand for other ground"
+        assert notes == ((f"{told} (--block 640 makes more of them)",) if places == 6 else ())
 
 
 def test_shots_beyond_the_training_split_are_left_out_by_default(world: World, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from toys import YEAR, noise_frames, noise_inputs, sub_pixel_share, toy_recipe
 from aefcli import checkpoint
 from aefcli.batch import DAY, Frames, stack
 from aefcli.extent import Period
-from aefcli.model import Model, position, relative, sample_vmf, staggered, timecode
+from aefcli.model import Model, Pool, position, relative, sample_vmf, staggered, summariser, timecode
 
 VALID = torch.tensor([[[YEAR.start, YEAR.end]]] * 2)
 
@@ -209,6 +210,29 @@ def test_checkpointing_changes_no_gradient() -> None:
         gradients.append([p.grad for p in fresh.parameters() if p.grad is not None])
     for plain, again in zip(*gradients, strict=True):
         torch.testing.assert_close(again, plain)
+
+
+def test_cells_of_any_number_of_samples_are_pooled_a_few_at_a_time(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However large the batch, no more is held at once, and nothing else comes out of it."""
+    inputs, valid = noise_inputs(b=5), VALID[:1].expand(5, 1, 2)
+    encoded, sizes, mix = model.encode(inputs), [], Pool.mix
+    once = model.summarise(encoded, valid)
+
+    def noted(pool: Pool, cells: torch.Tensor, asked: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        sizes.append(math.prod(cells.shape[:3]) * asked.shape[1] * cells.shape[-1])
+        return mix(pool, cells, asked, bias)
+
+    monkeypatch.setattr(Pool, "mix", noted)
+    row = 16 * 2 * (4 * 6 + 4 + 16 + 1)  # cells, heads, and what each head pools of a cell
+    for rows, times in ((3, 2), (40, 1), (1, 1)):
+        monkeypatch.setattr(summariser, "_POOLED", rows * row)
+        monkeypatch.setattr(summariser, "_SAMPLES", times)
+        sizes.clear()
+        torch.testing.assert_close(model.summarise(encoded, valid), once, atol=1e-6, rtol=0)
+        assert max(sizes) <= times * rows * row
+        assert sum(sizes) == 3 * 5 * 16 * row, "each cell of each source once"
 
 
 def test_bfloat16_embeddings_have_unit_norm_and_stay_close(model: Model) -> None:

@@ -24,6 +24,7 @@ from aefcli.probe import PROBES, Labels, blocks, evaluate, find_labels, fit, fol
 from aefcli.probe.split import bins, plan_split
 
 DAY = 86_400_000
+THEN = 10_000 * DAY  # in 1997
 METRES = np.radians(6_371_008.8)  # per degree of latitude
 
 
@@ -135,12 +136,12 @@ def test_subset_keeps_codes_and_names(tmp_path):
         ({"label": [0.1, np.inf, 0.2, 0.3]}, r"1 of 4 rows"),
         ({"y": [47.0, None, np.nan, 1.0]}, r"2 of 4 rows"),
         ({"x": [8.0, 181.0, -500.0, 1.0]}, r"2 points lie outside.* first at 181, 47.2 in row 1"),
-        ({"y": [8.0, 90.5, -9.0, 1.0]}, r"1 points lie outside"),
-        ({"x": [8.0, np.inf, -9.0, 1.0]}, r"1 points lie outside.* first at inf, 47.2 in row 1"),
+        ({"y": [8.0, 90.5, -9.0, 1.0]}, r"1 point lies outside"),
+        ({"x": [8.0, np.inf, -9.0, 1.0]}, r"1 point lies outside.* first at inf, 47.2 in row 1"),
         ({"label": [5, 5, 5, 5], "label_name": None}, r"all 4 labels are 5 \(.*two classes"),
         ({"label": [0.5, 0.5, 0.5, 0.5]}, r"all 4 labels are 0.5 \(.*two values"),
         ({"label_name": ["maize", "forest", "corn", "forest"]}, r"label 7 has 2 names: corn, maize"),
-        ({"valid_time_end_ms": [0, 0, 0, 0]}, r"4 of 4 rows end before they start"),
+        ({"valid_time_end_ms": [900 * DAY] * 4}, r"4 of 4 rows end before they start"),
         ({"valid_time_end_ms": None}, r"one end of the valid time, and no valid_time_end_ms"),
         ({"valid_time_end_ms": [1, None, 2, 3]}, r"1 of 4 rows have no valid_time_end_ms"),
         ({"valid_time_start_ms": ["2023-01-01"] * 4}, r"valid_time_start_ms is no number of milliseconds"),
@@ -154,6 +155,20 @@ def test_a_bad_table_is_refused_in_one_line(tmp_path, changed, says):
     path = write(frame(**changed), tmp_path / "t.csv")
     with pytest.raises(BadInput, match=says) as caught:
         read_labels(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("number", "year"),
+    [(1_672_531_200, 1970), (2023, 1970), (19_358, 1970), (0, 1970), (-1, 1969), (31_000_000_000, 1970)],
+)
+def test_seconds_days_and_years_are_no_milliseconds(tmp_path, number, year):
+    """They would read as 1970, or as the end of 1969."""
+    path = write(frame(valid_time_start_ms=[500 * DAY, number, number, 500 * DAY]), tmp_path / "t.csv")
+    with pytest.raises(BadInput) as caught:
+        read_labels(path)
+    told = f"t.csv: valid_time_start_ms is {number} in row 1, which in milliseconds is in {year} (count milliseconds"
+    assert told in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -209,10 +224,10 @@ def pairs(**changed):
     columns = {
         **{"x": [8.5, 8.6, 8.7, 8.8], "y": [47.1, 47.2, 47.3, 47.4]},
         **{"label_before": [1, 2, 2, 3], "label_after": [1, 3, 2, 1]},
-        **{"valid_time_start_before_ms": [0] * 4, "valid_time_end_before_ms": [365 * DAY] * 4},
+        **{"valid_time_start_before_ms": [THEN] * 4, "valid_time_end_before_ms": [THEN + 365 * DAY] * 4},
         **{
-            "valid_time_start_after_ms": [400 * DAY] * 4,
-            "valid_time_end_after_ms": [500 * DAY, 500 * DAY, 400 * DAY, 450 * DAY],
+            "valid_time_start_after_ms": [THEN + 400 * DAY] * 4,
+            "valid_time_end_after_ms": [THEN + days * DAY for days in (500, 500, 400, 450)],
         },
     }
     columns.update(changed)
@@ -223,43 +238,49 @@ def test_pairs_are_change_where_their_labels_differ(tmp_path):
     labels = read_labels(write(pairs(), tmp_path / "t.csv"))
     assert labels.change
     assert (labels.kind, labels.names, labels.value.tolist()) == ("class", ("no change", "change"), [0, 1, 0, 1])
-    assert (labels.before_start // DAY).tolist() == [0] * 4
-    assert (labels.before_end // DAY).tolist() == [365] * 4
-    assert (labels.valid_start // DAY).tolist() == [400, 400, 398, 400]  # an instant is widened, here too
-    assert (labels.valid_end // DAY).tolist() == [500, 500, 402, 450]
+    assert ((labels.before_start - THEN) // DAY).tolist() == [0] * 4
+    assert ((labels.before_end - THEN) // DAY).tolist() == [365] * 4
+    assert ((labels.valid_start - THEN) // DAY).tolist() == [400, 400, 398, 400]  # an instant is widened, here too
+    assert ((labels.valid_end - THEN) // DAY).tolist() == [500, 500, 402, 450]
     assert labels.support_start is labels.before_support_start is None
     part = labels.subset(np.array([2, 3]))
     assert part.change
-    assert part.before_end.tolist() == [365 * DAY] * 2
+    assert part.before_end.tolist() == [THEN + 365 * DAY] * 2
     words = pairs(label_before=["oak", " elm ", "oak", "ash"], label_after=["oak", "elm", "ash", "oak"])
     assert read_labels(write(words, tmp_path / "w.csv")).value.tolist() == [0, 0, 1, 1]
     assert not read_labels(write(frame(), tmp_path / "f.csv")).change
 
 
 def test_support_periods_are_read(tmp_path):
-    one = frame(support_time_start_ms=[0, DAY, 0, 0], support_time_end_ms=[366 * DAY, 2 * DAY, DAY, DAY])
+    one = supported([0, DAY, 0, 0], [366 * DAY, 2 * DAY, DAY, DAY])
     labels = read_labels(write(one, tmp_path / "t.csv"))
-    assert (labels.support_start // DAY).tolist() == [0, 1, 0, 0]
-    assert (labels.support_end // DAY).tolist() == [366, 2, 1, 1]
-    assert labels.subset(np.array([1])).support_end.tolist() == [2 * DAY]
+    assert ((labels.support_start - THEN) // DAY).tolist() == [0, 1, 0, 0]
+    assert ((labels.support_end - THEN) // DAY).tolist() == [366, 2, 1, 1]
+    assert labels.subset(np.array([1])).support_end.tolist() == [THEN + 2 * DAY]
     both = pairs(
-        **{f"support_time_start_{when}_ms": [start] * 4 for when, start in (("before", 1), ("after", 2))},
-        **{f"support_time_end_{when}_ms": [end] * 4 for when, end in (("before", 3), ("after", 4))},
+        **{f"support_time_start_{when}_ms": [THEN + start] * 4 for when, start in (("before", 1), ("after", 2))},
+        **{f"support_time_end_{when}_ms": [THEN + end] * 4 for when, end in (("before", 3), ("after", 4))},
     )
     labels = read_labels(write(both, tmp_path / "b.csv"))
     columns = (labels.before_support_start, labels.before_support_end, labels.support_start, labels.support_end)
-    assert [column.tolist() for column in columns] == [[1] * 4, [3] * 4, [2] * 4, [4] * 4]
+    assert [(column - THEN).tolist() for column in columns] == [[1] * 4, [3] * 4, [2] * 4, [4] * 4]
     assert read_labels(write(frame(), tmp_path / "f.csv")).support_end is None
+
+
+def supported(start, end):
+    """The table of labels with supports, ms from THEN."""
+    bounds = {"support_time_start_ms": start, "support_time_end_ms": end}
+    return frame(**{name: [THEN + each for each in values] for name, values in bounds.items()})
 
 
 @pytest.mark.parametrize(
     ("table", "says"),
     [
         (
-            frame(support_time_start_ms=[0] * 4, support_time_end_ms=[DAY, 366 * DAY, 367 * DAY, 900 * DAY]),
+            supported([0] * 4, [DAY, 366 * DAY, 367 * DAY, 900 * DAY]),
             r"2 of 4 rows have a support of more than a year, the first of 367 days in row 2 \(bring support_time_",
         ),
-        (frame(support_time_start_ms=[5] * 4, support_time_end_ms=[5, 6, 7, 4]), r"2 of 4 rows end .*support times"),
+        (supported([5] * 4, [5, 6, 7, 4]), r"2 of 4 rows end .*support times"),
         (
             frame(support_time_start_ms=[5] * 4),
             r"one end of the support time, and no support_time_end_ms \(give both\)",
@@ -497,7 +518,7 @@ def test_a_place_in_both_splits_is_refused():
     lon[9], lat[9] = 10.123456, 45.5
     lon[8], lat[8] = lon[9] - 1e-12, lat[9] + 1e-12  # what a reprojection leaves
     shared = Labels(lon, lat, labels.value, labels.names, "class", split=split)
-    with pytest.raises(BadInput, match=rf"share 1 pixels, the first at {lon[9]:.6f}"):
+    with pytest.raises(BadInput, match=rf"share 1 pixel, the first at {lon[9]:.6f}"):
         evaluate({"f": np.zeros((100, 2))}, shared, task="t")
     with pytest.raises(BadInput, match="all 100 points are in the test split"):
         evaluate(
@@ -581,7 +602,7 @@ def test_splits_that_cannot_be_made_name_the_reason():
     labels = classes([30, 30, 30])
     site = np.where(labels.value == 1, 0, np.arange(90) % 5 + 1)
     clustered = classes([30, 30, 30], site=site)
-    refused(clustered, r"'b' 1 points to train on.* lie in 1 of 6 sites", shots=["max"])
+    refused(clustered, r"'b' 1 point to train on.* lie in 1 of 6 sites", shots=["max"])
     refused(classes([40, 10]), r"10 shots: 'b' has 10 points and one has to stay.*at most 9 shots", shots=[1, 10])
     refused(classes([40, 1]), r"'b' has 1 point and .*nothing to learn it from", shots=["max"])
     only = classes([40, 40])

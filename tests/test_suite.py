@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import Aef
-from toys import toy_recipe
+from toys import made_up_cube, toy_recipe
 
 from aefcli import checkpoint, suite
 from aefcli.checkpoint import Run
+from aefcli.simulate import VERSION
+from aefcli.start import begin, worlds
 from aefcli.suite import SUITES, Outcome, Suite
 
 pytestmark = pytest.mark.xdist_group("suite")  # one worker asks all candidates, and once
@@ -21,7 +26,7 @@ SMALL = Suite("small", 16, SUITES["full"].tasks, 0.01, size=32)
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Weights of the toy recipe that have seen nothing: noise on what training starts from."""
+    """Weights of the toy recipe that have seen nothing: noise on what training starts from. It says otherwise."""
     plan = toy_recipe(embed={"patch": 144, "halo": 8})  # the whole world in one patch
     run, model = checkpoint.new_run(tmp_path_factory.mktemp("runs") / "toy", plan), checkpoint.build(plan)
     rng = torch.Generator().manual_seed(1)
@@ -29,6 +34,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         for weights in model.parameters():
             weights += 0.02 * torch.randn(weights.shape, generator=rng)
     checkpoint.save_weights(run.weights, model, plan, 0)
+    learned = [["1", 11], [VERSION, 300]]  # that of seed 11 by another version is another world
+    run.data.write_text(json.dumps({"worlds": learned, "from": None}))
     return run
 
 
@@ -104,6 +111,28 @@ def test_a_suite_refuses_what_is_of_files(aef: Aef, tmp_path: Path, words: tuple
         2,
         f"aef: {name} does not go with --suite (a suite judges a run in its own world: --model RUN)",
     )
+
+
+def test_a_run_is_not_judged_in_a_world_that_it_learned_from(run: Run, aef: Aef, tmp_path: Path) -> None:
+    """Nor in one that the run it began from had learned from."""
+    shutil.copytree(run.path, tmp_path / "old")
+    cube = made_up_cube(tmp_path / "cube.zarr", side=144)
+    new = begin(tmp_path / "new", [cube], run.recipe, old=run)
+    checkpoint.save_weights(new.run.weights, new.model(), new.recipe, 0)
+    assert worlds(new.run) == worlds(run) == (("1", 11), (VERSION, 300))
+    for name in ("old", "new"):
+        code, out, err = aef("eval", "--suite", "quick", "--model", name, "--seed", "300")
+        told = f"{name} learned from the made-up world of seed 300, which would judge it"
+        assert (code, out, err) == (2, "", f"aef: {told} (judge it in another: --seed 301)\n")
+    assert worlds(Run(tmp_path)) == (), "a run of which nothing is known"
+
+
+def test_the_shipped_run_says_which_world_it_learned_from(aef: Aef) -> None:
+    script = (Path(__file__).parents[1] / "examples" / "shipped.sh").read_text()
+    seed = re.findall(r"aef simulate .*--seed (\d+)", script)[0]
+    code, _, err = aef("eval", "--suite", "quick", "--model", "nano", "--seed", seed)
+    assert code == 2
+    assert f"nano learned from the made-up world of seed {seed}, which would judge it" in err
 
 
 @pytest.mark.slow

@@ -16,12 +16,15 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import Aef
+from pyproj import Transformer
 from safetensors import safe_open
 from safetensors.torch import load_file
-from toys import made_up_cube, toy_recipe
+from toys import YEAR, made_up_cube, toy_recipe
 
 from aefcli import checkpoint, recipe
 from aefcli.checkpoint import Run
@@ -89,6 +92,18 @@ def test_a_run_cut_off_twice_ends_in_the_same_bits(cube: Cube, whole: Start, tmp
     assert_same(start.run, whole.run)
     told = [{key: line[key] for key in ("step", "loss", "norm", "lr")} for line in checkpoint.records(start.run)]
     assert told == [{key: line[key] for key in told[0]} for line in checkpoint.records(whole.run)]
+
+
+def test_a_run_stopped_before_its_first_step_begins_anew(cube: Cube, whole: Start, tmp_path: Path) -> None:
+    """Weights are fitted on one batch: whether to stop is asked before it, each of three sources, and the halves."""
+    start = begin(tmp_path / "run", [cube], PLAN)
+    for asked in range(5):
+        times = itertools.count()
+        assert list(train(start, CPU, stop=lambda at=asked, times=times: next(times) == at)) == []
+        assert next(times) == asked + 1, "nothing was done after"
+        assert {path.name for path in start.run.path.iterdir()} == {"recipe.toml", "samples.parquet", "data.json"}
+    list(train(go_on(start.run), CPU))
+    assert_same(start.run, whole.run)
 
 
 def test_a_torn_checkpoint_gives_way_to_the_one_before(cube: Cube, whole: Start, tmp_path: Path) -> None:
@@ -354,15 +369,17 @@ _PROCESS = """
 import json, sys
 from pathlib import Path
 import torch
-from aefcli import parallel
+from aefcli import parallel, text
 from aefcli.cube import open_cube
 from aefcli.recipe import parse
 from aefcli.checkpoint import Run
 from aefcli.start import begin, go_on
 from aefcli.train import train
-out, cube, plan = map(Path, sys.argv[1:4])
+out, cube, plan, texts = map(Path, sys.argv[1:5])
+cubes, told = [open_cube(cube)], text.read(texts)
 with parallel.joined(torch.device("cpu")) as device:
-    start = go_on(Run(out)) if sys.argv[4:] else begin(out, [open_cube(cube)], parse(plan.read_text(), "the recipe"))
+    plan = parse(plan.read_text(), "the recipe")
+    start = go_on(Run(out), cubes, texts=told) if sys.argv[5:] else begin(out, cubes, plan, texts=told)
     list(train(start, device))
 """
 
@@ -379,7 +396,8 @@ def together(plan: Recipe, cube: Cube, folder: Path, processes: int, *more: str)
         "WORLD_SIZE": str(processes),
         "OMP_NUM_THREADS": "1",
     }
-    words = [sys.executable, "-c", _PROCESS, str(folder / "run"), str(cube.path), str(folder / "plan.toml"), *more]
+    files = (folder / "run", cube.path, folder / "plan.toml", cube.path.parent / "texts.parquet")
+    words = [sys.executable, "-c", _PROCESS, *map(str, files), *more]
     children = [
         subprocess.Popen(
             words, env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE
@@ -395,17 +413,32 @@ def together(plan: Recipe, cube: Cube, folder: Path, processes: int, *more: str)
     return Run(folder / "run")
 
 
+def captioned(cube: Cube) -> pd.DataFrame:
+    """Vectors of texts of the whole year, one every 80 m."""
+    step = np.arange(4, cube.shape[0], 8)
+    rows, columns = (each.ravel() for each in np.meshgrid(step, step, indexing="ij"))
+    degrees = Transformer.from_crs(cube.grid.crs, "EPSG:4326", always_xy=True)
+    lon, lat = degrees.transform(*(cube.grid.transform * (columns, rows)))
+    vector = np.random.default_rng(0).standard_normal((len(lon), 8)).astype("float32")
+    return pd.DataFrame({"lon": lon, "lat": lat, "start": YEAR.start, "end": YEAR.end, "vector": list(vector)})
+
+
 @pytest.mark.parametrize("shard", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_two_processes_train_as_one_with_the_double_batch(cube: Cube, tmp_path: Path, shard: bool) -> None:
-    """The same losses, and the same weights but for the order of sums."""
+    """The same losses, and the same weights but for the order of sums. Every patch has a text."""
     plan = PLAN.replace(
-        train={"steps": 3, "shard": shard, "accumulate": 2, "look_every": 3, "save_every": 2, "agree": 0}
+        data={"targets": ["text"]},
+        model={"text": 8},
+        loss={"text": 0.1},
+        train={"steps": 3, "shard": shard, "accumulate": 2, "look_every": 3, "save_every": 2, "agree": 0},
     )
+    captioned(cube).to_parquet(cube.path.parent / "texts.parquet")
     one, two = (together(plan, cube, tmp_path / str(count), count) for count in (1, 2))
     for ours, theirs in zip(checkpoint.records(one), checkpoint.records(two), strict=True):
         assert theirs["loss"] == pytest.approx(ours["loss"], rel=1e-5)
         assert theirs["norm"] == pytest.approx(ours["norm"], rel=1e-4)
         assert theirs["parts"] == pytest.approx(ours["parts"], rel=1e-4)
+        assert ours["parts"]["text"] > 0
     alone, shared = weights(one), weights(two)
     moved = {name: (alone[name] - fresh).abs().max() for name, fresh in checkpoint.build(plan).state_dict().items()}
     for name, tensor in alone.items():

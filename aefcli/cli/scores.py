@@ -116,18 +116,9 @@ def eval_(
     protocol = _protocol(probe, shots, block, compare, seed)
     paths = fields or [Path("embeddings.zarr")]
     if features:
-        if not fields or len(fields) > 1:
-            raise BadInput("--features is of one table", "name it: aef eval points.csv --features A00:A63")
-        must_exist(paths, "give a table of points that has the columns of --features")
         of_fields: dict[str, Any] = {"--labels": labels, "--cube": cube, "--model": model, "--period": period}
         of_fields |= {"--guards": guards, "--quantisation": quantisation}
-        for option in (option for option, given in of_fields.items() if given):
-            raise BadInput(f"{option} is of fields, and {paths[0]} is a table", f"leave {option} out")
-        from aefcli.judge import judge_table
-
-        with bar("scoring") as progress:
-            done = judge_table(paths[0], features, label, protocol, progress)
-        return _ended(done, paths, paths[0], wanted)
+        return _table(fields or [], features, label, of_fields, protocol, wanted)
     if tables := [path for path in paths if path.suffix.lower() in _TABLES]:
         raise BadInput(f"{tables[0]} is a table of points", "name columns of it with --features, as A00:A63")
     must_exist(paths, "aef embed cube.zarr --period 2023-01:2023-12 makes one")
@@ -152,6 +143,27 @@ def eval_(
             progress=progress,
         )
     return _ended(done, paths, table, wanted)
+
+
+def _table(
+    paths: Sequence[Path],
+    features: Sequence[str],
+    label: str,
+    of_fields: Mapping[str, Any],
+    protocol: Protocol,
+    wanted: _Wanted,
+) -> Result:
+    """Columns of one table as candidates; what is of fields alone is refused."""
+    if len(paths) != 1:
+        raise BadInput("--features is of one table", "name it: aef eval points.csv --features A00:A63")
+    must_exist(paths, "give a table of points that has the columns of --features")
+    for option in (option for option, given in of_fields.items() if given):
+        raise BadInput(f"{option} is of fields, and {paths[0]} is a table", f"leave {option} out")
+    from aefcli.judge import judge_table
+
+    with bar("scoring") as progress:
+        done = judge_table(paths[0], features, label, protocol, progress)
+    return _ended(done, paths, paths[0], wanted)
 
 
 # --- reading options ----------------------------------------------------------------------------------------------

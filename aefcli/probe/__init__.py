@@ -16,7 +16,7 @@ rows are aligned with the labels. Protocol: supplement S3-S6 of the paper; every
 from aefcli.probe.change import changed
 from aefcli.probe.compare import Comparison, best, compare, error
 from aefcli.probe.fit import METRICS, PRIMARY, PROBES, Taught, teach
-from aefcli.probe.labels import Labels, find_labels, labels_of, read_labels, read_points
+from aefcli.probe.labels import Labels, Places, find_labels, labels_of, read_labels, read_places, read_points
 from aefcli.probe.nearest import nearest
 from aefcli.probe.split import blocks, folds, possible
 from aefcli.probe.trial import Evaluation, Score, evaluate
@@ -28,6 +28,7 @@ __all__ = [
     "Comparison",
     "Evaluation",
     "Labels",
+    "Places",
     "Score",
     "Taught",
     "best",
@@ -42,6 +43,7 @@ __all__ = [
     "nearest",
     "possible",
     "read_labels",
+    "read_places",
     "read_points",
     "teach",
 ]

@@ -16,11 +16,13 @@ from aefcli.table import open_table
 
 _DAY = 86_400_000
 _FARTHEST = 60_000_000_000_000  # ms from 1970, so the years 69 to 3871: what lies beyond was counted in another unit
+_NEAREST = 365 * _DAY  # ms from 1970 that no satellite saw: what lies within was counted in seconds, in days, in years
 _YEAR = 366 * _DAY  # a year of support may be a leap year
 _PERIODS = ("valid_start", "valid_end", "before_start", "before_end")
 _SUPPORTS = ("support_start", "support_end", "before_support_start", "before_support_end")
 _COLUMNS = ("lon", "lat", "value", "site", "split", *_PERIODS, *_SUPPORTS)
 _CHANGE = ("no change", "change")
+_PLACES = (("x", "y"), ("longitude", "latitude"), ("lon", "lat"))  # columns that say where, the first of them there
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +102,51 @@ def read_labels(path: Path, label: str = "label") -> Labels:
         return labels_of(table, label)
 
 
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Points of a table, row by row, whatever else it says of them.
+
+    table                   its columns (pandas); geometries have become `longitude` and `latitude`
+    lon, lat                float64 (n,), degrees, WGS 84
+    valid_start, valid_end  int64 (n,), ms since 1970 UTC, half open; None where the table has none
+    """
+
+    table: Any
+    lon: np.ndarray
+    lat: np.ndarray
+    valid_start: np.ndarray | None = None
+    valid_end: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.lon)
+
+
+def read_places(path: Path, *, as_text: bool = False) -> Places:
+    """Read a table of points that need no label: places and valid times as in `read_labels`.
+
+    With `as_text` the cells of a CSV stay as they were written. Raises BadInput as `read_labels` does.
+    """
+    table = open_table(path, "table of points", as_text=as_text).reset_index(drop=True)
+    with _named(path):
+        if not len(table):
+            raise BadInput("no rows", "add points")
+        lon, lat = _coordinates(table)
+        _check_complete(np.isnan(lon) | np.isnan(lat), "coordinates", "fill these rows in, or remove them")
+        _check_globe(lon, lat)
+        return Places(_plain(table, lon, lat), lon, lat, **_bounds(table, "valid", "", "valid"))
+
+
+def _plain(table: Any, lon: np.ndarray, lat: np.ndarray) -> Any:
+    """The table without geometries, its places in columns."""
+    import pandas as pd
+
+    shapes = [name for name in table.columns if str(table[name].dtype) == "geometry"]
+    plain = pd.DataFrame(table.drop(columns=shapes))
+    if any({x, y} <= set(plain.columns) for x, y in _PLACES):
+        return plain
+    return plain.assign(longitude=lon, latitude=lat)
+
+
 def read_points(path: Path, features: str, label: str = "label") -> tuple[Labels, np.ndarray]:
     """Read a table of labelled points that brings its features with it: `Labels`, and float64 (n, d) beside them.
 
@@ -168,7 +215,7 @@ def _check_complete(absent: np.ndarray, what: str, hint: str) -> None:
 
 def _coordinates(table: Any) -> tuple[np.ndarray, np.ndarray]:
     """Longitude and latitude, float64 (n,) degrees; NaN where a row has none."""
-    for x, y in (("x", "y"), ("longitude", "latitude"), ("lon", "lat")):
+    for x, y in _PLACES:
         if {x, y} <= set(table.columns):
             return _numbers(table[x]), _numbers(table[y])
     if getattr(table, "_geometry_column_name", None) not in table.columns:
@@ -199,8 +246,9 @@ def _check_globe(lon: np.ndarray, lat: np.ndarray) -> None:
     off = np.flatnonzero((np.abs(lon) > 180) | (np.abs(lat) > 90))
     if len(off):
         first = f"{lon[off[0]]:g}, {lat[off[0]]:g} in row {off[0]}"
+        told = "1 point lies" if len(off) == 1 else f"{len(off)} points lie"
         raise BadInput(
-            f"{len(off)} points lie outside -180..180, -90..90, the first at {first}",
+            f"{told} outside -180..180, -90..90, the first at {first}",
             "x and y are degrees; projected coordinates need a geometry with a CRS",
         )
 
@@ -343,6 +391,13 @@ def _milliseconds(column: Any) -> np.ndarray:
     time = np.full(len(column), np.nan) if dates else _numbers(column)
     if not (np.abs(time) < _FARTHEST).all():
         raise BadInput(f"{column.name} is no number of milliseconds", "count from 1970 in UTC")
+    early = np.flatnonzero(np.abs(time) < _NEAREST)
+    if len(early):
+        raise BadInput(
+            f"{column.name} is {time[early[0]]:.0f} in row {early[0]}, which in milliseconds is in "
+            f"{1970 if time[early[0]] >= 0 else 1969}",
+            "count milliseconds from 1970 in UTC: 1000 times seconds; the year 2023 begins at 1672531200000",
+        )
     return time.astype(np.int64)
 
 

@@ -19,7 +19,8 @@ from aefcli.probe.labels import Labels, check_several
 BLOCK = 1280.0  # metres: how far apart the paper's points lie
 PIXEL = 10.0  # metres
 
-_TRAIN_SHARE = 0.6
+TRAIN_SHARE = 0.6  # of the points, in splits of ours
+
 _MAX_SHOTS = 300
 _BINS = 10
 _TRIES = 1000  # shuffles of the groups before a split is given up
@@ -124,13 +125,13 @@ class Plan:
         """Some groups in random order: as many as come nearest to 60% of the points, never all of them."""
         order = rng.permutation(len(self.held))
         filled = self.held.sum(axis=1)[order].cumsum()
-        return order[: 1 + int(np.abs(filled[:-1] - _TRAIN_SHARE * filled[-1]).argmin())]
+        return order[: 1 + int(np.abs(filled[:-1] - TRAIN_SHARE * filled[-1]).argmin())]
 
     def _impossible(self, stratum: int, shots: int) -> BadInput:
         name, where = self.names[stratum], int((self.held[:, stratum] > 0).sum())
         return BadInput(
-            f"no split leaves {name!r} {shots} points to train on and one to test: its {self.sizes[stratum]} points "
-            f"lie in {where} of {len(self.held)} {self.how}s",
+            f"no split leaves {name!r} {shots} point{'s' * (shots != 1)} to train on and one to test: its "
+            f"{self.sizes[stratum]} points lie in {where} of {len(self.held)} {self.how}s",
             f"add points of {name!r} in other {self.how}s, ask for fewer shots, or leave it out",
         )
 
@@ -258,7 +259,7 @@ def _given(labels: Labels, test: np.ndarray, pixel: np.ndarray) -> np.ndarray:
     if len(shared):
         row = int(np.flatnonzero(np.isin(pixel, shared))[0])
         raise BadInput(
-            f"the train and test splits share {len(shared)} pixels, the first at "
+            f"the train and test splits share {len(shared)} pixel{'s' * (len(shared) != 1)}, the first at "
             f"{labels.lon[row]:.6f}, {labels.lat[row]:.6f}",
             "keep every pixel on one side, or remove the column 'split'",
         )
