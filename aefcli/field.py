@@ -1,8 +1,12 @@
 """The embedding field: one int8 vector per pixel and valid period, in a Zarr v3 store that others can open.
 
     embeddings (time, embedding, y, x)    int8 codes of unit vectors, A00 ... A63; -128 in all 64: no data
+                                          (or float16, float32: the vectors themselves, NaN in all 64: no data)
     observations_<source> (time, y, x)    uint16, how many frames saw the pixel clearly
+    uncertainty (time, y, x)              float32, degrees, where it was asked for; NaN: no data
     time, time_bnds                       the valid periods, half open, UTC
+    frames_inside, share_inside (time)    frames of the cube in each valid period, and their share of those read for it
+    extrapolated (time)                   whether a valid period holds no frame
     y, x, spatial_ref                     pixel centres and CRS (CF); again as `proj:`, `spatial:` at the root
 
 Owns the quantiser, the layout of the store, its metadata, and the reading of vectors at points. Knows nothing
@@ -14,6 +18,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +38,8 @@ if TYPE_CHECKING:
 DIMENSIONS = 64
 LABELS = tuple(f"A{index:02d}" for index in range(DIMENSIONS))
 NODATA = -128  # the one code the quantiser never gives a value
-CHUNK = 256  # pixels along y and x: 4 MiB of codes, the unit of reading and of work
+CHUNK = 256  # pixels along y and x: 4 MiB of codes
+DTYPES = ("int8", "float16", "float32")
 
 _FAMILY, _VERSION = "embedding-field", 1
 FORMAT = f"{_FAMILY}/{_VERSION}"
@@ -45,6 +51,13 @@ _DECODING = (
     "Euclidean length. -128 in all 64 means no data. The code is a signed square root, not affine: reading q "
     "as if it were proportional to x gives wrong vectors. Decode before averaging."
 )
+_QUANTISED = {
+    "method": "signed_power",
+    "original_dtype": "float32",
+    "quantized_dtype": "int8",
+    "link": _PAPER,
+}
+_SPREAD = "mean angle between the embedding and those of the same place with a third of the frames dropped"
 _CONVENTIONS = (
     {
         "uuid": "f17cb550-5864-4468-aeb7-f3180cfb622f",
@@ -94,6 +107,26 @@ def dequantise(q: np.ndarray, axis: int = -1, *, renormalise: bool = True) -> np
     return values / np.where(length > 0, length, np.float32(np.nan))
 
 
+def decode(values: np.ndarray, axis: int = -1, *, codes: bool) -> np.ndarray:
+    """What `embeddings` hold in an open field -> float32 unit vectors along `axis`, NaN throughout where nodata.
+
+    int8 are codes. Floats are the vectors of a field that is stored so, or with `codes` what an open that masks nodata
+    makes of int8: the codes as floats, NaN for -128.
+    """
+    if values.dtype != np.int8 and codes:
+        values = np.where(np.isnan(values), NODATA, values).astype(np.int8)
+    if values.dtype == np.int8:
+        return dequantise(values, axis)
+    vectors = values.astype(np.float32)
+    length = np.sqrt(np.square(vectors).sum(axis=axis, keepdims=True))
+    return vectors / np.where(np.isfinite(length) & (length > 0), length, np.float32(np.nan))
+
+
+def coded(embeddings: xr.DataArray) -> bool:
+    """Whether an open field's `embeddings` are codes, masked or not, rather than vectors: their attributes say it."""
+    return embeddings.dtype == np.int8 or "quantisation" in embeddings.attrs
+
+
 def _decoded() -> np.ndarray:
     """float32 [256]: the value of every code, indexed by the code's bits read as uint8."""
     codes = np.arange(256, dtype=np.uint8).view(np.int8).astype(np.float64)
@@ -112,12 +145,15 @@ def create(
     sources: Sequence[str],
     attrs: Mapping[str, object],
     chunk: int = CHUNK,
+    dtype: str = "int8",
+    inside: Sequence[tuple[int, int]] | None = None,
+    uncertainty: bool = False,
 ) -> None:
     """Write an empty field at `path`, which must not exist: metadata and coordinates, no chunk of data.
 
     `grid` is north up and aligned with its axes. `attrs` (JSON: model, recipe, cube, licence) join the root
-    attributes and win over the defaults here; `geoemb:model`, the encoder's URL, is the caller's to give. The
-    state is "building" until `finish`.
+    attributes and win over the defaults here; `geoemb:model`, the encoder's URL, is the caller's to give. `inside`:
+    for each period the frames in it, and those read for it. The state is "building" until `finish`.
     """
     import zarr
 
@@ -127,19 +163,22 @@ def create(
     assert affine.b == affine.d == 0 < affine.a, f"the grid must be aligned with its axes: {affine!r}"
     assert affine.e < 0, f"the grid must be north up: {affine!r}"
     height, width = grid.shape
-    defaults = _root_attributes(grid, sources)
+    assert dtype in DTYPES, dtype
+    defaults = _root_attributes(grid, sources, dtype)
     root = zarr.create_group(path, zarr_format=3, attributes={**defaults, **attrs, "state": "building"})
     _write_coordinates(root, grid, periods)
+    if inside is not None:
+        _write_inside(root, inside)
     shape, chunks = (len(periods), DIMENSIONS, height, width), (1, DIMENSIONS, chunk, chunk)
     _add(
         root,
         "embeddings",
         _AXES,
-        _embedding_attributes(),
+        _embedding_attributes(dtype),
         shape=shape,
         chunks=chunks,
-        dtype="int8",
-        fill=NODATA,
+        dtype=dtype,
+        fill=NODATA if dtype == "int8" else math.nan,
     )
     for source in sources:
         _add(
@@ -155,13 +194,33 @@ def create(
             chunks=(1, chunk, chunk),
             dtype="uint16",
         )
+    if uncertainty:
+        _add(
+            root,
+            "uncertainty",
+            ("time", "y", "x"),
+            {"long_name": _SPREAD, "units": "degree", "grid_mapping": "spatial_ref"},
+            shape=(len(periods), height, width),
+            chunks=(1, chunk, chunk),
+            dtype="float32",
+            fill=math.nan,
+        )
 
 
-def write(path: Path, tile: Tile, codes: np.ndarray, observations: Mapping[str, np.ndarray]) -> list[Path]:
+def write(
+    path: Path,
+    tile: Tile,
+    codes: np.ndarray,
+    observations: Mapping[str, np.ndarray],
+    *,
+    uncertainty: np.ndarray | None = None,
+    times: Sequence[int] | None = None,
+) -> list[Path]:
     """Write one tile of whole chunks; returns the files that hold it, for the ledger.
 
-    codes: int8 (time, 64, h, w); observations: {source: integers >= 0 (time, h, w)} for every source of the
-    field; counts above 65535 are stored as 65535. Tiles share no chunk, so any number of workers may write.
+    codes: (time, 64, h, w) of the field's dtype; observations: {source: integers >= 0 (time, h, w)} for every source
+    of the field, counts above 65535 being stored as 65535; uncertainty: float32 (time, h, w), where the field has it.
+    `times` says which ones; by default all. Tiles share no chunk, so any number of workers may write.
     """
     import zarr
 
@@ -169,11 +228,18 @@ def write(path: Path, tile: Tile, codes: np.ndarray, observations: Mapping[str, 
     arrays = {
         "embeddings": codes,
         **{f"observations_{name}": counts for name, counts in observations.items()},
+        **({} if uncertainty is None else {"uncertainty": uncertainty}),
     }
-    expected = {"embeddings", *(name for name in root.array_keys() if name.startswith("observations_"))}
+    expected = {name for name in root.array_keys() if name.startswith(("embeddings", "observations_", "uncertainty"))}
     assert set(arrays) == expected, f"a tile holds {sorted(expected)}, not {sorted(arrays)}"
-    assert codes.dtype == np.int8, f"codes are int8, not {codes.dtype}"
-    return [file for name, values in arrays.items() for file in _write_array(path, root, name, tile, values)]
+    assert codes.dtype == _array(root, "embeddings").dtype, f"vectors of {codes.dtype} are not as the field's"
+    which = range(len(codes)) if times is None else times
+    return [
+        file
+        for name, values in arrays.items()
+        for one, time in zip(values, which, strict=True)
+        for file in _write_array(path, root, name, tile, one, time)
+    ]
 
 
 def finish(path: Path) -> None:
@@ -195,24 +261,25 @@ def finish(path: Path) -> None:
     write_atomically(path / "zarr.json", json.dumps(document, indent=2).encode())
 
 
-def _write_array(path: Path, root: zarr.Group, name: str, tile: Tile, values: np.ndarray) -> list[Path]:
-    """Write `values` (time, ..., h, w) into the tile's chunks of one array; returns their files."""
+def _write_array(path: Path, root: zarr.Group, name: str, tile: Tile, values: np.ndarray, time: int) -> list[Path]:
+    """Write `values` (..., h, w) of one time into the tile's chunks of one array; returns their files."""
     # Whether empty chunks are written is a setting of the writer, stored nowhere; zarr leaves them out by default.
     stored = _array(root, name).with_config({"write_empty_chunks": True})
-    assert values.shape == (*stored.shape[:-2], *tile.shape), f"{name}: {values.shape} is not the shape of {tile}"
+    assert values.shape == (*stored.shape[1:-2], *tile.shape), f"{name}: {values.shape} is not the shape of {tile}"
+    assert 0 <= time < stored.shape[0], f"{name}: time {time} of {stored.shape[0]}"
     if values.dtype != stored.dtype:
         assert np.issubdtype(values.dtype, np.integer), f"{name}: counts are integers, not {values.dtype}"
         assert values.min() >= 0, f"{name}: counts are not negative, as {values.min()} is"
         values = np.minimum(values, 65535).astype(np.uint16)
-    files = [path.joinpath(name, "c", *key) for key in _chunk_keys(tile, stored)]
-    stored[(..., *tile.slices)] = values
+    files = [path.joinpath(name, "c", str(time), *key) for key in _chunk_keys(tile, stored)]
+    stored[(time, ..., *tile.slices)] = values
     assert all(file.is_file() for file in files), f"{name}: a chunk of {tile} was not written"
     return files
 
 
 def _chunk_keys(tile: Tile, stored: zarr.Array) -> list[tuple[str, ...]]:
-    """The keys of the chunks, at all times, that make up the tile; it must consist of whole ones."""
-    ranges = [range(stored.shape[0]), *(range(1) for _ in stored.shape[1:-2])]
+    """The keys of the chunks, after that of time, that make up the tile; it must consist of whole ones."""
+    ranges = [range(1) for _ in stored.shape[1:-2]]
     spans = ((tile.top, tile.bottom), (tile.left, tile.right))
     for (start, stop), size, step in zip(spans, stored.shape[-2:], stored.chunks[-2:], strict=True):
         assert 0 <= start < stop <= size, f"{tile} is not inside a field of {stored.shape}"
@@ -281,10 +348,23 @@ def _write_coordinates(root: zarr.Group, grid: GeoBox, periods: Sequence[Period]
         added.with_config({"write_empty_chunks": True})[...] = values
 
 
+def _write_inside(root: zarr.Group, inside: Sequence[tuple[int, int]]) -> None:
+    """How much of what was read for each valid period lies in it: two counts (frames in it, frames read)."""
+    within, read = np.array(inside, dtype=np.int32).T
+    for name, values, about in (
+        ("frames_inside", within, "frames of the cube in the valid period, all sources"),
+        ("share_inside", (within / np.maximum(read, 1)).astype("float32"), "their share of the frames read for it"),
+        ("extrapolated", within == 0, "whether the valid period holds no frame"),
+    ):
+        added = _add(root, name, ("time",), {"long_name": about}, shape=values.shape, dtype=values.dtype)
+        added.with_config({"write_empty_chunks": True})[...] = values
+    root.attrs["coordinates"] = f"{root.attrs['coordinates']} frames_inside share_inside extrapolated"
+
+
 # ---- metadata
 
 
-def _root_attributes(grid: GeoBox, sources: Sequence[str]) -> dict[str, Any]:
+def _root_attributes(grid: GeoBox, sources: Sequence[str], dtype: str = "int8") -> dict[str, Any]:
     """Format, `proj:`, `spatial:` and `geoemb:`; all corners are outer ones, in the grid's CRS."""
     crs = _crs(grid)
     (height, width), affine = grid.shape, grid.transform
@@ -294,7 +374,7 @@ def _root_attributes(grid: GeoBox, sources: Sequence[str]) -> dict[str, Any]:
         FORMAT_KEY: f"{_FAMILY}/{_VERSION}",
         "Conventions": "CF-1.11",
         "coordinates": "spatial_ref time_bnds",  # a plain open then has them as coordinates of every variable
-        "quantisation": _DECODING,
+        **({"quantisation": _DECODING} if dtype == "int8" else {}),
         "zarr_conventions": list(_CONVENTIONS),
         **({"proj:code": ":".join(authority)} if authority else {}),
         "proj:wkt2": crs.to_wkt(),
@@ -306,19 +386,16 @@ def _root_attributes(grid: GeoBox, sources: Sequence[str]) -> dict[str, Any]:
         "spatial:registration": "pixel",
         "geoemb:type": "pixel",
         "geoemb:dimensions": DIMENSIONS,
-        "geoemb:data_type": "int8",
+        "geoemb:data_type": dtype,
         "geoemb:source_data": list(sources),
         **({} if crs.is_geographic else {"geoemb:gsd": float(affine.a)}),
-        "geoemb:quantization": {
-            "method": "signed_power",
-            "original_dtype": "float32",
-            "quantized_dtype": "int8",
-            "link": _PAPER,
-        },
+        **({"geoemb:quantization": _QUANTISED} if dtype == "int8" else {}),
     }
 
 
-def _embedding_attributes() -> dict[str, Any]:
+def _embedding_attributes(dtype: str) -> dict[str, Any]:
+    if dtype != "int8":
+        return {"long_name": "embedding, of unit length", "grid_mapping": "spatial_ref"}
     return {
         "long_name": "embedding, quantised",
         "quantisation": _DECODING,
@@ -383,7 +460,8 @@ def geobox(field: xr.Dataset) -> GeoBox:
 
     a, b, c, d, e, f = field.attrs["spatial:transform"]
     shape = (field.sizes["y"], field.sizes["x"])
-    if list(shape) != field.attrs["spatial:shape"]:
+    turned = abs(field["y"].values[0] - f - e / 2) > abs(e) / 2 or abs(field["x"].values[0] - c - a / 2) > a / 2
+    if list(shape) != field.attrs["spatial:shape"] or turned:
         # Pixels of a thinned copy are taken as wider ones around the same centres, as every reader of x and y does.
         (a, c), (e, f) = _axis(field["x"].values, a), _axis(field["y"].values, e)
     return GeoBox(shape, Affine(a, b, c, d, e, f), field.attrs.get("proj:code", field.attrs["proj:wkt2"]))
@@ -391,7 +469,10 @@ def geobox(field: xr.Dataset) -> GeoBox:
 
 def _axis(centres: np.ndarray, size: float) -> tuple[float, float]:
     """Pixel size (a whole multiple of the stored `size`) and outer corner of the axis with these centres."""
-    every = round(float(centres[1] - centres[0]) / size) if len(centres) > 1 else 1
+    steps = np.diff(centres) / size
+    every = round(float(steps[0])) if len(steps) else 1
+    if np.abs(steps - every).max(initial=0) > 0.1 or every == 0:
+        raise BadInput("the pixels left of the field are not evenly spaced", "take windows, as slices of y and x")
     return size * every, float(centres[0]) - size * every / 2
 
 
@@ -404,18 +485,16 @@ def sample(
     edges, so a point on the grid's south or east edge is outside. NaN where outside or nodata. Reads the chunks
     that hold points, each once, one after the other. `time_index` picks periods; all by default.
     """
-    codes = field["embeddings"].transpose(*_AXES)
-    if codes.dtype != np.int8:
-        raise BadInput(f"the field holds {codes.dtype}, not int8 codes", "open it with aefcli.field.open_field")
+    stored = field["embeddings"].transpose(*_AXES)
     rows, columns, inside = locate(geobox(field), np.asarray(lon, float), np.asarray(lat, float))
-    times = np.atleast_1d(np.arange(codes.sizes["time"])[slice(None) if time_index is None else time_index])
-    found = np.full((len(inside), len(times), DIMENSIONS), NODATA, dtype=np.int8)
-    for points in _by_chunk(rows, columns, inside, _chunk_shape(codes)):
+    times = np.atleast_1d(np.arange(stored.sizes["time"])[slice(None) if time_index is None else time_index])
+    found = np.full((len(inside), len(times), DIMENSIONS), np.nan, dtype="float32")
+    for points in _by_chunk(rows, columns, inside, _chunk_shape(stored)):
         row, column = rows[points], columns[points]
         top, left = row.min(), column.min()
-        window = codes.isel(time=times, y=slice(top, row.max() + 1), x=slice(left, column.max() + 1)).values
-        found[points] = np.moveaxis(window[:, :, row - top, column - left], -1, 0)
-    return dequantise(found), inside
+        window = stored.isel(time=times, y=slice(top, row.max() + 1), x=slice(left, column.max() + 1)).values
+        found[points] = decode(np.moveaxis(window[:, :, row - top, column - left], -1, 0), codes=coded(stored))
+    return found, inside
 
 
 def locate(grid: GeoBox, lon: np.ndarray, lat: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -429,6 +508,15 @@ def locate(grid: GeoBox, lon: np.ndarray, lat: np.ndarray) -> tuple[np.ndarray, 
     row, column = np.floor((y - affine.f) / affine.e), np.floor((x - affine.c) / affine.a)
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
     return np.where(inside, row, 0).astype(int), np.where(inside, column, 0).astype(int), inside
+
+
+def degrees(grid: GeoBox) -> tuple[float, float, float, float]:
+    """West, south, east, north of a grid in degrees (WGS 84); west above east across the antimeridian."""
+    from pyproj import Transformer
+
+    to_degrees = Transformer.from_crs(_crs(grid), "EPSG:4326", always_xy=True)
+    west, south, east, north = to_degrees.transform_bounds(*grid.boundingbox.bbox)
+    return float(west), float(south), float(east), float(north)
 
 
 def _by_chunk(

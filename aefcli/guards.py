@@ -167,34 +167,37 @@ def _of_vectors(name: str, matrix: np.ndarray, seed: int) -> Found:
 def seam(store: xr.Dataset, seed: int = 0) -> float | None:
     """Mean cosine of neighbouring pixels across the edges of what was computed at once, over that inside.
 
-    `store` is a field of ours. Its model was laid over every chunk afresh, in patches where its recipe says so. Random
+    `store` is a field of ours. Its model was laid over every tile afresh, in patches where its recipe says so. Random
     chunks are read, one at a time (about 100 MiB). None where no edge, or nothing but nodata, was found.
     """
     codes = store["embeddings"]
     chunk = codes.encoding["chunks"][-1]
-    step, shape = _step(store, chunk), (codes.sizes["y"], codes.sizes["x"])
+    (step, side), shape = _steps(store, chunk), (codes.sizes["y"], codes.sizes["x"])
     places = [(time, tile) for time in range(codes.sizes["time"]) for tile in tiles(shape, chunk)]
     chosen = np.random.default_rng(seed).permutation(len(places))[:_WINDOWS]
     total, count = np.zeros(2), np.zeros(2)  # inside, across
     for time, tile in (places[index] for index in chosen):
         window = codes.isel(time=time, y=slice(tile.top, tile.bottom + 1), x=slice(tile.left, tile.right + 1))
-        vectors = field.dequantise(window.values, axis=0)
-        for turned in (vectors, vectors.transpose(0, 2, 1)):
+        vectors = field.decode(window.values, axis=0, codes=field.coded(codes))
+        for corner, turned in ((tile.left, vectors), (tile.top, vectors.transpose(0, 2, 1))):
             cosine = np.einsum("dyx,dyx->yx", turned[:, :, :-1], turned[:, :, 1:])
-            at = 1 + np.arange(cosine.shape[1])  # from the chunk's corner, of the right one of two neighbours
-            for kind, columns in enumerate((at % chunk % step != 0, at % chunk % step == 0)):
+            at = corner + 1 + np.arange(cosine.shape[1])  # of the right one of two neighbours
+            for kind, columns in enumerate((at % side % step != 0, at % side % step == 0)):
                 total[kind] += np.nansum(cosine[:, columns], dtype="float64")
                 count[kind] += np.isfinite(cosine[:, columns]).sum()
     return float(total[1] / count[1] / (total[0] / count[0])) if count.all() and total[0] > 0 else None
 
 
-def _step(store: xr.Dataset, chunk: int) -> int:
-    """Pixels from one edge to the next: of the patches of the recipe in the field, else of its chunks."""
-    text = store.attrs.get("aef:recipe")
+def _steps(store: xr.Dataset, chunk: int) -> tuple[int, int]:
+    """Pixels from one edge of a patch to the next, and of a tile, by the recipe in the field; else of its chunks."""
+    from aefcli.embed.tiling import step_of, tile_side
+
+    text, laid = store.attrs.get("aef:recipe"), (store.attrs.get("aef:request") or {}).get("patches")
     if text is None:
-        return chunk
-    sizes = recipe.parse(str(text), "the recipe in the field").embed
-    return sizes.patch - 2 * sizes.halo
+        return chunk, chunk
+    if laid is None:  # of an earlier version, whose tiles were chunks
+        return step_of(recipe.parse(str(text), "the recipe in the field").embed), chunk
+    return step_of(recipe.Embed(**laid)), tile_side(recipe.Embed(**laid), chunk)
 
 
 def _of_fields(vectors: Mapping[str, np.ndarray], fields: Mapping[str, Path], seed: int) -> Found:

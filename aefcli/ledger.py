@@ -89,18 +89,19 @@ class Build:
             hashes = {str(path.relative_to(self.store)): found for path, found in zip(ordered, flushed, strict=True)}
         self._say(unit, hashes, about or {})
 
-    def adopt(self, unit: str, other: Record) -> None:
-        """Take a finished unit of another store as it is: its files are linked, not copied."""
+    def adopt(self, unit: str, other: Record, renamed: Callable[[str], str] = str) -> None:
+        """Take a finished unit of another store as it is: its files are linked, not copied, each to its name here."""
         line = other.units[unit]
-        for name in line["files"]:
-            place = self.store / name
+        hashes = {renamed(name): value for name, value in line["files"].items()}
+        for name, here in zip(line["files"], hashes, strict=True):
+            place = self.store / here
             place.parent.mkdir(parents=True, exist_ok=True)
             place.unlink(missing_ok=True)
             try:
                 os.link(other.store / name, place)
             except OSError:  # a file system without links
                 shutil.copyfile(other.store / name, place)
-        self._say(unit, line["files"], line.get("about", {}))
+        self._say(unit, hashes, line.get("about", {}))
 
     def finish(self, close: Callable[[Path], None]) -> None:
         """After the last unit: `close(store)` writes the final metadata; then the ledger says complete."""
@@ -266,7 +267,7 @@ def _choose(store: Path, home: Path, request: dict[str, Any], key: str, overwrit
         return finished or plan["key"] != key
     if plan["key"] != key:
         raise BadInput(
-            f"{store} was made by another request: {_difference(plan['request'], request)}",
+            f"{store} was made by another request: {difference(plan['request'], request)}",
             "--overwrite, or another --out",
         )
     return False
@@ -391,7 +392,7 @@ def _parsed(raw: bytes) -> dict[str, Any]:
     return line
 
 
-def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """The first few entries that differ, as `name: old -> new`."""
     names = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
     return "; ".join(f"{name}: {_short(old.get(name))} -> {_short(new.get(name))}" for name in names[:3])

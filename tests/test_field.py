@@ -402,9 +402,14 @@ def test_points_are_grouped_by_chunk_each_chunk_once() -> None:
     assert sorted(np.concatenate(groups)) == np.flatnonzero(inside).tolist()
 
 
-def test_sampling_a_masked_field_is_refused(made: tuple[Path, np.ndarray, np.ndarray]) -> None:
-    with xr.open_zarr(made[0]) as plain, pytest.raises(BadInput, match="open_field"):
-        sample(plain, np.array([3.0]), np.array([48.0]))
+def test_a_masked_field_gives_the_same_vectors(made: tuple[Path, np.ndarray, np.ndarray]) -> None:
+    rng = np.random.default_rng(7)
+    lon, lat = rng.uniform(3.0015, 3.011, 60), rng.uniform(48.748, 48.755, 60)
+    expected, inside = sample(open_field(made[0]), lon, lat)
+    assert inside.any()
+    with xr.open_zarr(made[0]) as plain:
+        assert plain["embeddings"].dtype == np.float32
+        np.testing.assert_array_equal(sample(plain, lon, lat)[0], expected)
 
 
 # ---- the published field

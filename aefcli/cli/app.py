@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 import typer
 import typer.core
 
-from aefcli.errors import AefError, BadInput, NoResources
+from aefcli.errors import AefError, BadInput, NoResources, unknown
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +48,7 @@ Set = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...")]
 
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 CUBE_HINT = "aef fetch --stac ... --bbox ... --period ... makes one"
 
 
@@ -164,6 +165,40 @@ def _keep_freed_memory() -> None:
     if hasattr(library, "mallopt"):
         library.mallopt(trim_threshold, 2_000_000_000)
         library.mallopt(mmap_threshold, 1_000_000_000)
+
+
+def size_of(option: str, text: str) -> int:
+    """Bytes, as in 500MB or 20GB."""
+    number = text.strip().upper().rstrip("KMGTB")
+    unit, hint = text.strip().upper()[len(number) :], "as in 500MB or 20GB"
+    try:
+        count = int(float(number) * UNITS[unit])
+    except (KeyError, ValueError, OverflowError) as error:
+        raise BadInput(f"{option} {text!r} is no size", hint) from error
+    if count < 0:
+        raise BadInput(f"{option} {text!r} is below 0", hint)
+    return count
+
+
+def one_of(option: str, word: str, known: Sequence[str]) -> str:
+    if word not in known:
+        raise unknown(option, word, known)
+    return word
+
+
+def kind_of(store: Path) -> str:
+    """The kind of store that a path holds, as its root says: datacube, embedding-field, or nothing."""
+    try:
+        document = json.loads((store / "zarr.json").read_text())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return ""
+    attributes = document.get("attributes") if isinstance(document, dict) else None
+    return str((attributes or {}).get("aef:format", "")).partition("/")[0]
+
+
+def counted(count: int, what: str) -> str:
+    """`1 period`, `2 periods`."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def cores() -> int:

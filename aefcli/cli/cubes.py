@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ import typer
 
 from aefcli.cli.app import (
     CUBE_HINT,
+    UNITS,
+    Device,
     Json,
     Overwrite,
     Quiet,
@@ -19,10 +22,13 @@ from aefcli.cli.app import (
     app,
     bar,
     cores,
+    device_of,
+    kind_of,
     lines,
     must_exist,
     note,
     on_disk,
+    size_of,
 )
 from aefcli.errors import AefError, BadInput, Damaged, NoResources, unknown
 from aefcli.extent import BBox, Period
@@ -31,8 +37,6 @@ if TYPE_CHECKING:
     from aefcli.cube import Estimate, Request, Work
 
 Workers = Annotated[int | None, typer.Option("--workers", help="Reads at a time.", min=1)]
-
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 @app.command(epilog="Example: aef simulate world --seed 1 --sites 16")
@@ -126,7 +130,7 @@ def fetch(
         raise BadInput("one of --bbox, --area and --like says where", "give exactly one")
     if period is None:
         raise BadInput("--period is missing", "use 2023, 2023-08 or 2023-01:2023-12")
-    when, most = _past(Period.parse(period)), None if max_bytes is None else _bytes(max_bytes)
+    when, most = _past(Period.parse(period)), None if max_bytes is None else size_of("--max-bytes", max_bytes)
     chosen = _pairs("--collection", collection or [])
     on_disk("--out", out)
     places = _places(bbox, area, like, out)
@@ -203,19 +207,6 @@ def _pairs(option: str, given: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _bytes(text: str) -> int:
-    number = text.strip().upper().rstrip("KMGTB")
-    unit = text.strip().upper()[len(number) :]
-    hint = "as in 500MB or 20GB"
-    try:
-        count = int(float(number) * _UNITS[unit])
-    except (KeyError, ValueError, OverflowError) as error:
-        raise BadInput(f"--max-bytes {text!r} is no size", hint) from error
-    if count < 0:
-        raise BadInput(f"--max-bytes {text!r} is below 0", hint)
-    return count
-
-
 def _fetched(path: Path, request: Request, work: Work, overwrite: bool, refresh: bool) -> Result:
     from aefcli import cube
 
@@ -289,8 +280,8 @@ def _planned(estimates: Mapping[Path, Estimate], excess: AefError | None) -> Res
 
 
 def _size(count: float) -> str:
-    unit = next((unit for unit in ("TB", "GB", "MB", "KB") if count >= _UNITS[unit]), "")
-    return f"{count / _UNITS[unit]:.3g} {unit or 'bytes'}"
+    unit = next((unit for unit in ("TB", "GB", "MB", "KB") if count >= UNITS[unit]), "")
+    return f"{count / UNITS[unit]:.3g} {unit or 'bytes'}"
 
 
 def _duration(seconds: float) -> str:
@@ -353,21 +344,53 @@ def verify(
 
 @app.command(epilog="Example: aef repair cube.zarr")
 def repair(
-    cube: Annotated[Path, typer.Argument(metavar="CUBE", help="A cube that aef fetch made.")],
+    store: Annotated[Path, typer.Argument(metavar="CUBE|FIELD", help="A cube that aef fetch made, or a field.")],
     stac: Annotated[
-        str | None, typer.Option("--stac", help="Its catalog, as typed for fetch, if the address holds a key.")
+        str | None, typer.Option("--stac", help="A cube's catalog, as typed for fetch, if the address holds a key.")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", help="The run that made a field; by default of runs/, or else nano.")
     ] = None,
     workers: Workers = None,
+    device: Device = "auto",
     json_: Json = False,
     quiet: Quiet = False,
 ) -> Result:
-    """Fetch what is damaged or missing in a cube again."""
-    must_exist([cube], "give a cube")
+    """Fetch what is damaged or missing in a cube again, or compute it again in a field."""
+    must_exist([store], "give a cube or a field")
     from aefcli import cube as cubes
 
+    work = cubes.Work(workers or cores())
+    if kind_of(store) == "embedding-field":
+        if stac:
+            raise BadInput("--stac goes with a cube", "leave it out: a field is computed again")
+        return _mended(store, model, device, work)
+    if model:
+        raise BadInput("--model goes with a field", "leave it out: a cube is fetched again")
     with bar("repairing") as progress:
-        done = cubes.repair(cube, cubes.Work(workers or cores()), progress, catalog=stac)
+        done = cubes.repair(store, work, progress, catalog=stac)
     if done.changed:
         note(f"{len(done.changed)} of {done.units} units hold other bytes than before: the archive has changed")
     figures = {"files": list(done.files), "units": done.units, "changed": list(done.changed)}
-    return Result("repair", [cube], figures, [f"{cube}: {len(done.files)} files mended"])
+    return Result("repair", [store], figures, [f"{store}: {len(done.files)} files mended"])
+
+
+def _mended(store: Path, model: Path | None, device: str, work: Work) -> Result:
+    """Compute again what is damaged in a field, from the cube and with the model that it names."""
+    from aefcli import checkpoint, ledger
+    from aefcli.cube import open_cube
+    from aefcli.embed import mend
+
+    request = (record.request if (record := ledger.read(store)) else {}) or {}
+    known = request.get("model", {})
+    run = checkpoint.open_run(model) if model else checkpoint.made_by(known, store.resolve().parent / "runs")[0]
+    if run is None:
+        raise BadInput(f"no run here made {store}: it was {known.get('run')}", "--model names the run's folder")
+    place = json.loads((store / "zarr.json").read_text())["attributes"].get("aef:cube", "")
+    must_exist([cube := store.parent / str(place)], f"{store} was made of it: put it back")
+    with bar("repairing") as progress:
+        done = mend(store, open_cube(cube), run, device=device_of(device), work=work, progress=progress)
+    if done.changed:
+        note(f"{len(done.changed)} of {done.units} units hold other bytes than before: another machine or version")
+    figures = {"files": list(done.files), "units": done.units, "changed": list(done.changed)}
+    return Result("repair", [store], figures, [f"{store}: {len(done.files)} files mended"])

@@ -22,20 +22,26 @@ from aefcli.cli.app import (
     Set,
     app,
     bar,
+    cores,
+    counted,
     device_of,
     must_exist,
     note,
     on_disk,
+    one_of,
+    size_of,
     stopping,
     warned,
 )
 from aefcli.errors import BadInput
-from aefcli.extent import Period
+from aefcli.extent import BBox, Period
 
 if TYPE_CHECKING:
     import torch
 
+    from aefcli.checkpoint import Run
     from aefcli.cube import Cube
+    from aefcli.recipe import Embed
     from aefcli.start import Start
     from aefcli.text import Texts
     from aefcli.train import Record
@@ -177,35 +183,81 @@ def _told(record: Record) -> str:
     return f"loss {record.loss:.4f}  {parts}  lr {record.lr:.1e}  {pace}{seen}"
 
 
-@app.command(epilog="Example: aef embed cube.zarr --period 2023-01:2023-12 --period 2023-06")
+@app.command(epilog="Example: aef embed cube.zarr --period 2023-01:2023-12; aef embed --every month")
 def embed(
     cube: Annotated[Path, typer.Argument(metavar="[CUBE]", help="The cube.")] = Path("cube.zarr"),
     period: Annotated[list[str] | None, typer.Option("--period", help="A valid period; repeat.")] = None,
+    every: Annotated[
+        str | None,
+        typer.Option("--every", help="month, quarter or year: cut each period, by default the cube's, into these."),
+    ] = None,
     model: Annotated[Path | None, typer.Option("--model", help="A run; by default the newest, or else nano.")] = None,
     out: Annotated[Path, typer.Option("--out", help="The embedding field.")] = Path("embeddings.zarr"),
+    bbox: Annotated[str | None, typer.Option("--bbox", help="A part of the cube: W,S,E,N in degrees.")] = None,
+    area: Annotated[
+        Path | None, typer.Option("--area", help="A part of the cube: one polygon, GeoJSON or GeoPackage.")
+    ] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="int8, float16 or float32.")] = "int8",
+    uncertainty: Annotated[
+        int, typer.Option("--uncertainty", help="Passes with a third of the frames dropped; adds their spread.", min=0)
+    ] = 0,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="embed.halo, embed.patch or embed.dtype.")
+    ] = None,
+    memory: Annotated[str, typer.Option("--memory", help="For what is read and computed, of each process.")] = "4GB",
+    workers: Annotated[int | None, typer.Option("--workers", help="Patches at a time.", min=1)] = None,
+    dask: Annotated[
+        str | None, typer.Option("--dask", help="Work on a cluster: a scheduler's address, or a number of processes.")
+    ] = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> Result:
-    """Embed a cube for any valid periods: an embedding field as Zarr, and a preview beside it."""
-    if not period:
-        raise BadInput("--period is missing", "name at least one, such as --period 2023-01:2023-12")
-    periods = [Period.parse(text) for text in period]
+    """Embed a cube for any valid periods: an embedding field as Zarr, a preview and a STAC item beside it.
+
+    Run again, it goes on where it stopped; with further periods, or once the cube has grown, the field grows.
+    """
+    if not period and not every:
+        raise BadInput("--period is missing", "name one, such as --period 2023-01:2023-12, or --every month")
+    if bbox is not None and area is not None:
+        raise BadInput("--bbox and --area both say which part", "give one of them")
+    asked = [Period.parse(text) for text in period or ()]
+    box, room = BBox.parse(bbox) if bbox is not None else None, size_of("--memory", memory)
+    one_of("--dtype", dtype, ("int8", "float16", "float32"))
+    if every is not None:
+        one_of("--every", every, ("month", "quarter", "year"))
     on_disk("--out", out)
     must_exist([cube], CUBE_HINT)
-    from aefcli import checkpoint, report
-    from aefcli.cube import open_cube
+    must_exist([area] if area else [], "give a GeoJSON or GeoPackage file")
+    from aefcli import checkpoint, item, report
+    from aefcli.cube import Work, open_cube
+    from aefcli.embed import How
     from aefcli.embed import embed as write
 
     run = checkpoint.open_run(model) if model else checkpoint.newest_run()
     opened, where = open_cube(cube), device_of(device)
+    outline = None
+    if area is not None:
+        box, outline = _polygon(area)
+    sizes, work = _sizes(run, set_), Work(workers or cores(), dask)
+    how = How(sizes, box, outline, dtype=dtype, passes=uncertainty, memory=room, work=work)
     notes = warned(run, asked=model is not None)
     with bar("embedding") as progress:
-        done = write(opened, run, periods, out, device=where, overwrite=overwrite, progress=progress)
-    picture = report.preview(done.path)
+        done = write(
+            opened,
+            run,
+            _cut(asked or [opened.period], every),
+            out,
+            device=where,
+            how=how,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    beside = [report.preview(done.path), item.write(done.path, cube, run)]
     note(*(f"{outside} holds no frame of {cube}: its embeddings are extrapolated" for outside in done.extrapolated))
-    note(f"model {run.name}, {len(done.periods)} periods" if done.written else "already complete")
+    note(f"model {run.name}, {counted(len(done.periods), 'period')}" if done.written else "already complete")
+    note(*([str(done.seam)] if done.seam else []))
     figures = {
         "model": run.name,
         "notes": notes,
@@ -213,6 +265,35 @@ def embed(
         "extrapolated": [str(each) for each in done.extrapolated],
         "tiles": done.tiles,
         "tiles_written": done.written,
+        "tiles_adopted": done.adopted,
+        "patches": done.patches,
         "nodata_share": round(done.nodata, 6),
+        "seam_degrees": {"mean": done.seam.mean, "p99": done.seam.most} if done.seam else None,
     }
-    return Result("embed", [done.path], figures, beside=[picture])
+    return Result("embed", [done.path], figures, beside=beside)
+
+
+def _cut(periods: list[Period], every: str | None) -> list[Period]:
+    from aefcli.embed import every as pieces
+
+    return [piece for period in periods for piece in pieces(period, every)] if every else periods
+
+
+def _sizes(run: Run, words: list[str] | None) -> Embed:
+    """How patches are laid, by the run's recipe and what is set instead; nothing else of a trained model can be."""
+    from aefcli import recipe as recipes
+
+    for word in words or ():
+        if not word.strip().startswith("embed."):
+            raise BadInput(f"--set {word} is for training", "embed takes embed.halo, embed.patch and embed.dtype")
+    return recipes.with_values(run.recipe, words or ()).embed
+
+
+def _polygon(path: Path) -> tuple[BBox, str]:
+    """The one polygon of a file: its box and its outline."""
+    from aefcli.cube import areas
+
+    found = areas(path)
+    if len(found) > 1:
+        raise BadInput(f"{path} holds {len(found)} polygons", "aef embed takes one; aef fetch --area makes a cube each")
+    return next(iter(found.values()))

@@ -25,7 +25,7 @@ from aefcli.cube.grid import areas, check_gsd, factor, grid_attrs, grid_from, gr
 from aefcli.cube.grow import add_source
 from aefcli.cube.mend import Repaired, repair
 from aefcli.cube.store import Cube, CubeSource, open_cube, without
-from aefcli.cube.write import Work, chunk_files
+from aefcli.cube.write import Work, chunk_files, cluster, reach
 
 __all__ = [
     "Cube",
@@ -42,6 +42,7 @@ __all__ = [
     "check",
     "check_gsd",
     "chunk_files",
+    "cluster",
     "cube_of",
     "estimate",
     "factor",
@@ -53,6 +54,7 @@ __all__ = [
     "grid_of",
     "open_cube",
     "outline",
+    "reach",
     "repair",
     "without",
     "write_cube",

@@ -183,7 +183,7 @@ def _executor(work: Work) -> Iterator[tuple[Executor, int]]:
         with _abandoned(ThreadPoolExecutor(1)) as pool:
             yield pool, 1
         return
-    with _client(work) as client:
+    with cluster(work) as client:
         count = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
         with _abandoned(client.get_executor(pure=False, retries=3)) as pool:
             yield pool, 2 * count  # one at work and one waiting on each
@@ -206,12 +206,12 @@ def _abandoned(pool: Executor) -> Iterator[Executor]:
 def reach(work: Work) -> None:
     """Refuse a scheduler that does not answer."""
     if work.dask is not None and (not work.dask.isdecimal() or int(work.dask) < 1):
-        with _client(work):
+        with cluster(work):
             pass
 
 
 @contextmanager
-def _client(work: Work) -> Iterator[Any]:
+def cluster(work: Work) -> Iterator[Any]:
     """A client of the cluster at an address, or of one started here with so many processes."""
     import dask
     from distributed import Client, LocalCluster

@@ -1,0 +1,34 @@
+"""The trained model over a cube, into an embedding field.
+
+Owns which frames serve which valid period, how patches with their halo are laid over a tile, what is nodata, who
+computes which tile, and the resumable, growing field. One encoder pass serves all valid periods that share a support
+period. Sources: method.md section 10, stores.md.
+
+    periods     valid periods: calendar pieces, the support of each, what of it lies inside
+    tiling      tiles that are written once, the patches over them, the memory that they take
+    network     one patch through the model: vectors, what was seen, their spread
+    engine      who computes the tiles, and how many at a time: threads, or a dask cluster
+    write       the field: request, growth, resuming, mending
+    seam        how much the same pixel differs between two tilings
+"""
+
+from aefcli.embed.network import at_points, encode_patch, read_frames, readable
+from aefcli.embed.periods import every, support_of
+from aefcli.embed.seam import Seam
+from aefcli.embed.tiling import part_of
+from aefcli.embed.write import Embedded, How, embed, mend
+
+__all__ = [
+    "Embedded",
+    "How",
+    "Seam",
+    "at_points",
+    "embed",
+    "encode_patch",
+    "every",
+    "mend",
+    "part_of",
+    "read_frames",
+    "readable",
+    "support_of",
+]

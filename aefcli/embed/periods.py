@@ -1,0 +1,80 @@
+"""Valid periods: calendar pieces of a period, the support period of each, and how much of that lies inside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from itertools import pairwise
+
+import numpy as np
+
+from aefcli import ledger
+from aefcli.batch import DAY
+from aefcli.cube import Cube
+from aefcli.errors import unknown
+from aefcli.extent import Period, to_ms
+from aefcli.sample import in_period
+
+PIECES = {"month": 1, "quarter": 3, "year": 12}  # months
+_YEAR = 366 * DAY
+
+
+def every(period: Period, piece: str) -> list[Period]:
+    """The calendar months, quarters or years of a period, in order; the first and the last are cut where it ends."""
+    if piece not in PIECES:
+        raise unknown("--every", piece, PIECES)
+    marks = [mark for mark in _marks(period, PIECES[piece]) if period.start < mark < period.end]
+    edges = [period.start, *marks, period.end]
+    return [Period(start, end) for start, end in pairwise(edges)]
+
+
+def _marks(period: Period, months: int) -> Iterator[int]:
+    """The starts of the calendar's pieces around a period, in ms."""
+    first, last = (date.year for date in period.dates())
+    for year in range(first, last + 1):
+        for month in range(1, 13, months):
+            yield to_ms(datetime(year, month, 1, tzinfo=UTC))
+
+
+def support_of(cube: Period, valid: Period) -> Period:
+    """The support period of a valid one: the year of the cube, counted from its start, that holds it.
+
+    A cube of at most a year has one; a valid period outside the cube takes the nearest. One of at most a year that lies
+    across two takes the year that starts with it, a longer one all the years it touches.
+    """
+    years = max(1, -(-(cube.end - cube.start) // _YEAR))
+    if valid.end - valid.start <= _YEAR < cube.end - cube.start and not _same_year(cube, valid):
+        start = min(max(valid.start, cube.start), cube.end - _YEAR)
+        return Period(start, start + _YEAR)
+    first = min(max((valid.start - cube.start) // _YEAR, 0), years - 1)
+    last = min(max((valid.end - 1 - cube.start) // _YEAR, 0), years - 1)
+    return Period(cube.start + first * _YEAR, min(cube.start + (last + 1) * _YEAR, cube.end))
+
+
+def _same_year(cube: Period, valid: Period) -> bool:
+    return (valid.start - cube.start) // _YEAR == (valid.end - 1 - cube.start) // _YEAR
+
+
+def inside(cube: Cube, names: Sequence[str], valid: Period) -> tuple[int, int]:
+    """Frames of the cube within a valid period, and those of its support, over some sources."""
+    support = support_of(cube.period, valid)
+    return _count(cube, names, valid), _count(cube, names, support)
+
+
+def _count(cube: Cube, names: Sequence[str], period: Period) -> int:
+    return sum(len(in_period(cube.sources[name], period)) for name in names)
+
+
+def print_of(cube: Cube, names: Sequence[str], valid: Period) -> str:
+    """A hash of what is read for a valid period: its support and the frames in it.
+
+    Where a cube has grown it tells the periods that stay as they are from those to be computed again.
+    """
+    support = support_of(cube.period, valid)
+    held: list[object] = [[support.start, support.end]]
+    for name in names:
+        source = cube.sources[name]
+        frames = in_period(source, support)
+        parts = (source.times, source.delivered, source.scale, source.offset)
+        held.append([name, *(np.ascontiguousarray(part[frames]).tolist() for part in parts)])
+    return ledger.digest(held)[:16]

@@ -1,0 +1,411 @@
+"""The field of a cube: what is asked, how a field grows by further periods, resuming and mending."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from dataclasses import field as default
+from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from aefcli import checkpoint, field, ledger
+from aefcli.checkpoint import Run
+from aefcli.cube import Cube, Work, grid_attrs, reach
+from aefcli.embed import periods as spans
+from aefcli.embed.engine import Job, Made, computed
+from aefcli.embed.network import AT_ONCE, readable
+from aefcli.embed.seam import Seam, measured
+from aefcli.embed.tiling import Part, Room, part_of, room, tile_side
+from aefcli.errors import BadInput, NoResources
+from aefcli.extent import BBox, Period, Tile, tiles
+from aefcli.recipe import Embed
+from aefcli.sample import in_period
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class How:
+    """What of a cube is embedded, as what, and by whom."""
+
+    sizes: Embed | None = None  # patch, halo and type of numbers, if not the recipe's
+    box: BBox | None = None  # the part of the cube
+    area: str | None = None  # WKT in degrees, within the box; pixels outside are nodata
+    dtype: str = "int8"  # of the field
+    passes: int = 0  # encodings with frames dropped, for the uncertainty; 0: none is written
+    memory: int = 4 << 30  # bytes, for what is read and computed
+    seams: bool = True  # encode some places once more at the end, for the seam score
+    work: Work = default(default_factory=lambda: Work(os.cpu_count() or 1))
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What an embed ended with."""
+
+    path: Path
+    periods: tuple[Period, ...]  # all that the field now holds
+    extrapolated: tuple[Period, ...]  # those that hold no frame of the cube
+    tiles: int  # tiles, each once per period
+    written: int  # by this call
+    adopted: int  # taken from the field that was there
+    nodata: float  # share of pixels that no frame saw clearly, over the tiles written by this call
+    patches: int = 0  # encoded by this call
+    seam: Seam | None = None  # none where nothing was written, or no two patches meet
+
+
+@dataclass(frozen=True)
+class Mended:
+    """What mending a field ended with."""
+
+    files: tuple[str, ...]
+    units: int  # of the whole field
+    changed: tuple[str, ...]  # units that hold other bytes than before: another machine, or other versions
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """All that a field is made of."""
+
+    cube: Cube
+    run: Run
+    how: How
+    device: torch.device
+    part: Part
+    sizes: Embed
+    names: tuple[str, ...]
+    identity: Mapping[str, str]
+    periods: tuple[Period, ...]
+    out: Path
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """What the ledger knows the field by. The hash of a period tells which frames serve it."""
+        asked = {key: value for key, value in self.cube.attrs.get("aef:request", {}).items() if key != "period"}
+        return {
+            "format": field.FORMAT,
+            "cube": ledger.digest(asked) if asked else self.cube.key,
+            "model": dict(self.identity),
+            "grid": grid_attrs(self.part.grid),
+            "patches": self.sizes.model_dump(),
+            "dtype": self.how.dtype,
+            **({"area": self.how.area} if self.how.area else {}),
+            **({"uncertainty": self.how.passes} if self.how.passes else {}),
+            "periods": [
+                [period.start, period.end, spans.print_of(self.cube, self.names, period)] for period in self.periods
+            ],
+        }
+
+    @property
+    def tiles(self) -> list[Tile]:
+        return list(tiles(self.part.shape, tile_side(self.sizes)))
+
+    def units(self) -> dict[str, tuple[int, Tile]]:
+        """Units of work, a tile for a period each, by their names."""
+        return {_unit(period, tile): (time, tile) for time, period in enumerate(self.periods) for tile in self.tiles}
+
+    def template(self, path: Path) -> None:
+        """Everything but the chunks."""
+        request = self.request
+        attrs = {
+            "aef:cube": os.path.relpath(self.cube.path.resolve(), self.out.resolve().parent),
+            "aef:key": ledger.digest(request),
+            "aef:model": dict(self.identity),
+            "aef:recipe": self.run.recipe.to_toml(),
+            "aef:request": request,
+        }
+        inside = [spans.inside(self.cube, self.names, period) for period in self.periods]
+        field.create(
+            path,
+            self.part.grid,
+            self.periods,
+            sources=self.names,
+            attrs=attrs,
+            dtype=self.how.dtype,
+            inside=inside,
+            uncertainty=self.how.passes > 0,
+            chunk=field.CHUNK,
+        )
+
+    def jobs(self, store: Path, remaining: Collection[str], room: Room) -> list[Job]:
+        """What has to be computed so that the remaining units get written."""
+        return [
+            Job(
+                store,
+                self.cube,
+                self.run,
+                self.sizes,
+                str(self.device),
+                self.part,
+                tile,
+                self.names,
+                support,
+                tuple(self.periods[time] for time in times),
+                times,
+                frozenset(time for time in times if _unit(self.periods[time], tile) in remaining),
+                self.how.dtype,
+                self.how.passes,
+                room.patches,
+            )
+            for tile in self.tiles
+            for support, times in self._together(tile, remaining, room.periods)
+        ]
+
+    def _together(self, tile: Tile, remaining: Collection[str], most: int) -> Iterator[tuple[Period, tuple[int, ...]]]:
+        """Places of the valid periods that one encoding of a tile serves, at most so many, and their support.
+
+        Whole blocks of those that are summarised together, so that they are the same ones after a stop.
+        """
+        supports = [spans.support_of(self.cube.period, period) for period in self.periods]
+        for support in dict.fromkeys(supports):
+            times = [time for time, own in enumerate(supports) if own == support]
+            blocks = [times[start : start + AT_ONCE] for start in range(0, len(times), AT_ONCE)]
+            left = [block for block in blocks if any(_unit(self.periods[time], tile) in remaining for time in block)]
+            count = max(1, most // AT_ONCE)
+            for start in range(0, len(left), count):
+                yield support, tuple(chain.from_iterable(left[start : start + count]))
+
+    def room(self) -> Room:
+        """How much may be computed at once within the memory that is given."""
+        supports = {spans.support_of(self.cube.period, period) for period in self.periods}
+        most = {name: max(len(in_period(self.cube.sources[name], each)) for each in supports) for name in self.names}
+        frames = sum(most.values())
+        values = sum(count * len(self.cube.sources[name].source.bands) for name, count in most.items())
+        itemsize = {"int8": 1, "float16": 2, "float32": 4}[self.how.dtype]
+        return room(self.how.memory, self.how.work.threads, frames, values, len(self.periods), self.sizes, itemsize)
+
+
+def embed(
+    cube: Cube,
+    run: Run,
+    periods: Sequence[Period],
+    out: Path,
+    *,
+    device: torch.device,
+    how: How | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Embedded:
+    """Write the field of a cube for some valid periods; resume one that was cut off; leave a finished one alone.
+
+    A finished field of the same model, cube and kind grows by further periods, and by what has changed in a cube that
+    has grown. Raises BadInput where the model reads none of the cube's sources, or where `out` holds something else.
+    """
+    plan = _planned(cube, run, periods, out, how or How(), device)
+    limits = plan.room()
+    reach(plan.how.work)
+    before = None if overwrite else _finished(out)
+    if before:
+        plan = _grown(plan, before)
+    old = (
+        _Old.of(before, plan) if before and ledger.canonical(before.request) != ledger.canonical(plan.request) else None
+    )
+    units, stats = plan.units(), _Stats()
+    with ledger.build(out, plan.request, dict, overwrite=overwrite or old is not None) as build, _storing(out):
+        if not build.complete:
+            build.template(plan.template)
+            adopted = old.adopt(build, units) if old else 0
+            stats = _write(build, plan, limits, units, progress)
+            stats.adopted = adopted
+            build.finish(field.finish)
+    seam = (
+        measured(cube, run, plan.sizes, plan.part, plan.names, plan.periods[0], device)
+        if plan.how.seams and stats.written
+        else None
+    )
+    outside = tuple(period for period in plan.periods if not spans.inside(cube, plan.names, period)[0])
+    return Embedded(
+        out,
+        plan.periods,
+        outside,
+        len(plan.tiles),
+        stats.written,
+        stats.adopted,
+        stats.nodata / max(1, stats.pixels),
+        stats.patches,
+        seam,
+    )
+
+
+def mend(
+    out: Path, cube: Cube, run: Run, *, device: torch.device, work: Work, progress: Progress | None = None
+) -> Mended:
+    """Compute again what is damaged or missing in a finished field.
+
+    Raises BadInput where the model or the cube is another than the field was made with.
+    """
+    record = ledger.read(out)
+    if record is None or not record.finished:
+        raise BadInput(f"{out} is no finished field with its records", "run aef embed again: it resumes")
+    request, sizes = record.request, Embed(**record.request["patches"])
+    periods = [Period(start, end) for start, end, _ in request["periods"]]
+    how = How(sizes, None, request.get("area"), request["dtype"], request.get("uncertainty", 0), work=work)
+    plan = _planned(cube, run, periods, out, how, device)
+    plan = replace(plan, part=_part_again(cube, request["grid"], request.get("area")))
+    if ledger.canonical(plan.request) != ledger.canonical(request):
+        raise BadInput(
+            f"{out} was made by another request: {ledger.difference(request, plan.request)}",
+            "give --model and the cube that it was made with, or embed anew with --overwrite",
+        )
+    faults, _ = ledger.verify(out)
+    with ledger.reopen(out) as build, _storing(out):
+        units = {fault.unit: plan.units()[fault.unit] for fault in faults if fault.unit}
+        _mend_metadata(plan, out, [fault.path for fault in faults if not fault.unit])
+        if units:
+            _write(build, plan, plan.room(), units, progress)
+        changed = [unit for unit in units if build.files(unit) != record.units[unit]["files"]]
+        if changed:
+            build.finish(field.finish)
+    return Mended(tuple(fault.path for fault in faults), len(record.units), tuple(changed))
+
+
+def _planned(cube: Cube, run: Run, periods: Sequence[Period], out: Path, how: How, device: torch.device) -> _Plan:
+    sizes = how.sizes or run.recipe.embed
+    return _Plan(
+        cube,
+        run,
+        how,
+        device,
+        part_of(cube, sizes, how.box, how.area),
+        sizes,
+        tuple(readable(cube, run.recipe)),
+        checkpoint.identity(run),
+        _ordered(periods),
+        out,
+    )
+
+
+def _ordered(periods: Sequence[Period]) -> tuple[Period, ...]:
+    return tuple(sorted(set(periods), key=lambda period: (period.start, -period.end)))
+
+
+def _finished(out: Path) -> ledger.Record | None:
+    """The records of a finished field at this path, if there is one."""
+    record = ledger.read(out)
+    return record if record and record.finished and record.request.get("format") == field.FORMAT else None
+
+
+def _grown(plan: _Plan, before: ledger.Record) -> _Plan:
+    """The plan with the periods that the field has; as it is where the field is of another model, cube or kind."""
+    old, new = ({**one, "periods": None} for one in (before.request, plan.request))
+    if ledger.canonical(old) != ledger.canonical(new):
+        return plan
+    kept = [Period(start, end) for start, end, *_ in before.request["periods"]]
+    return replace(plan, periods=_ordered([*plan.periods, *kept]))
+
+
+@dataclass(frozen=True)
+class _Old:
+    """A finished field whose chunks may be taken over: its records, and where its periods are."""
+
+    record: ledger.Record
+    times: Mapping[Period, int]  # those that stay as they are
+
+    @classmethod
+    def of(cls, record: ledger.Record, plan: _Plan) -> _Old | None:
+        same = {**record.request, "periods": None} == {**plan.request, "periods": None}
+        if not same:
+            return None
+        now = plan.request["periods"]
+        held = record.request["periods"]
+        return cls(record, {Period(each[0], each[1]): time for time, each in enumerate(held) if each in now})
+
+    def adopt(self, build: ledger.Build, units: Mapping[str, tuple[int, Tile]]) -> int:
+        """Take over what stays as it is; how many units that were."""
+        periods = {str(period): time for period, time in self.times.items()}
+        count = 0
+        for unit in build.remaining(units):
+            was = periods.get(unit.partition("/")[0])
+            if was is not None and unit in self.record.units:
+                build.adopt(unit, self.record, _moved(was, units[unit][0]))
+                count += 1
+        return count
+
+
+def _moved(was: int, now: int) -> Callable[[str], str]:
+    """The name of a chunk whose time has another place: array/c/TIME/..."""
+
+    def renamed(name: str) -> str:
+        array, c, time, *rest = name.split("/")
+        assert (c, time) == ("c", str(was)), name
+        return "/".join((array, c, str(now), *rest))
+
+    return renamed
+
+
+@dataclass
+class _Stats:
+    written: int = 0
+    adopted: int = 0
+    patches: int = 0
+    nodata: int = 0
+    pixels: int = 0
+
+
+def _write(
+    build: ledger.Build,
+    plan: _Plan,
+    limits: Room,
+    units: Mapping[str, tuple[int, Tile]],
+    progress: Progress | None,
+) -> _Stats:
+    """Compute what the ledger does not have of some units, or all of them where it has them all."""
+    todo = set(units if build.complete else build.remaining(units))
+    stats, total = _Stats(), len(units)
+    work = replace(plan.how.work, threads=limits.workers)
+    with closing(computed(plan.jobs(build.store, todo, limits), work)) as done:
+        for job, made in done:
+            for time, files in made.files.items():
+                build.record(_unit(plan.periods[time], job.tile), files)
+            _count(stats, job, made)
+            if progress:
+                progress(total - len(todo) + stats.written, total)
+    return stats
+
+
+def _count(stats: _Stats, job: Job, made: Made) -> None:
+    stats.written += len(made.files)
+    stats.patches += made.patches
+    stats.nodata += made.nodata
+    stats.pixels += job.tile.shape[0] * job.tile.shape[1]
+
+
+def _unit(period: Period, tile: Tile) -> str:
+    return f"{period}/{tile.top}/{tile.left}"
+
+
+def _part_again(cube: Cube, grid: Mapping[str, Any], area: str | None) -> Part:
+    """The part of a cube that has this grid."""
+    from aefcli.cube import grid_from
+
+    box, affine = grid_from(grid), cube.grid.transform
+    top, left = (box.transform.f - affine.f) / affine.e, (box.transform.c - affine.c) / affine.a
+    return Part(box, round(top), round(left), area)
+
+
+def _mend_metadata(plan: _Plan, out: Path, names: Sequence[str]) -> None:
+    """Write metadata and coordinates anew, and put those files that are named in their place."""
+    if not names:
+        return
+    with TemporaryDirectory(dir=ledger.records_of(out)) as folder:
+        aside = Path(folder) / "store"
+        plan.template(aside)
+        field.finish(aside)
+        for name in names:
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(aside / name, out / name)
+
+
+@contextmanager
+def _storing(out: Path) -> Iterator[None]:
+    """A disk that refuses, as one line."""
+    try:
+        yield
+    except OSError as error:
+        raise NoResources(f"cannot write {out}: {error.strerror or error}", "make room, then run again") from error
