@@ -30,6 +30,8 @@ COMMANDS = [
     "embed",
     "eval",
     "map",
+    "export",
+    "validate",
     "info",
     "plot",
 ]
@@ -91,6 +93,8 @@ def test_the_bare_chain_works_in_an_empty_folder(world: Path, aef: Aef, tmp_path
     assert all(0 <= row["mean"] <= 1 for row in rows)
     code, out, err = aef("embed", "--period", "2023", "-q")
     assert (code, out, err) == (0, "embeddings.zarr\n", "")
+    code, _, err = aef("eval", "--suite", "quick", "--model", "runs/nano-001", "--seed", "3")
+    assert (code, "learned from the made-up world of seed 3," in err) == (2, True), err
 
 
 def test_simulate_prints_the_next_command(aef: Aef, tmp_path: Path) -> None:
@@ -194,6 +198,12 @@ BAD = [
     (("eval", "small.zarr", "--shots", ""), "--shots"),
     (("eval", "small.zarr", "--shots", "²"), "--shots"),
     (("verify", "none.zarr"), "none.zarr"),
+    (("validate",), "embeddings.zarr"),
+    (("validate", "small.zarr"), "not an embedding field"),
+    (("validate", "occupied"), "no Zarr group"),
+    (("validate", "labels.csv", "--quick"), "labels.csv"),
+    (("validate", "small.zarr", "--period", "yesterday"), "yesterday"),
+    (("validate", "small.zarr", "--seed", "-1"), "seed"),
     (("repair", "none.zarr"), "none.zarr"),
     (("attach", "none.zarr", "labels.csv", "--source", "gedi"), "none.zarr"),
     (("attach", "small.zarr", "labels.csv", "--source", "gedi", "--pass", "up"), "ascending"),

@@ -6,6 +6,7 @@
     models    text, train, embed
     scores    eval
     maps      map
+    fields    export, validate
     show      info, plot
     recipes   recipe list, show, validate, diff
 
@@ -13,7 +14,7 @@ A command stands beside the helpers that it alone uses.
 """
 
 # The order of these imports is the order of the commands in `aef --help`: that of a user's day.
-from aefcli.cli import cubes, samples, models, scores, maps, show, recipes  # isort: skip
+from aefcli.cli import cubes, samples, models, scores, maps, fields, show, recipes  # isort: skip
 from aefcli.cli.app import main
 
-__all__ = ["cubes", "main", "maps", "models", "recipes", "samples", "scores", "show"]
+__all__ = ["cubes", "fields", "main", "maps", "models", "recipes", "samples", "scores", "show"]

@@ -17,6 +17,7 @@ from aefcli.published.vectors import (
     KINDS,
     POWER,
     SCALES,
+    UNIT,
     Decode,
     Stored,
     Vectors,
@@ -27,6 +28,7 @@ from aefcli.published.vectors import (
     period_of,
     power,
     scaled,
+    unit,
 )
 
 if TYPE_CHECKING:
@@ -89,6 +91,7 @@ def _ours(path: Path) -> Vectors:
     codes = store["embeddings"].transpose("time", "embedding", "y", "x")
     bounds = store["time_bnds"].to_numpy().astype("datetime64[ms]").astype("int64")
     rows, columns = codes.encoding["chunks"][-2:]
+    decode, decoding = (power, POWER) if field.coded(codes) else (unit, UNIT)
 
     def read(tile: Tile, time_index: int) -> Stored:
         return codes[(time_index, slice(None), *tile.slices)].to_numpy(), None
@@ -100,10 +103,10 @@ def _ours(path: Path) -> Vectors:
         dimensions=codes.sizes["embedding"],
         grid=field.geobox(store),
         attrs=dict(store.attrs),
-        decoding=POWER,
+        decoding=decoding,
         block=(min(rows, codes.sizes["y"]), min(columns, codes.sizes["x"])),
         read=read,
-        decode=power,
+        decode=decode,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from aefcli import field
 from aefcli.errors import BadInput, Damaged
-from aefcli.extent import Period, Tile
+from aefcli.extent import Period, Tile, to_ms
 
 if TYPE_CHECKING:
     from affine import Affine
@@ -24,10 +25,12 @@ BROKEN = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeEr
 POWER = "x = sign(q) * (|q| / 127.5)^2, then each vector divided by its length; -128 is no data"
 SCALES = "x = code * the pixel's scale; a scale that is 0 or not finite is no data; lengths are left as they are"
 FLOATS = "values as they stand; lengths are left as they are"
+UNIT = "values as they stand, then each vector divided by its length; NaN is no data"
 
 _MOST_DIMENSIONS = 4096
 _MOST_TIMES = 10_000
 _LARGEST_BLOCK = 2 << 30  # bytes that are decoded as one: the mosaics' largest are half of it
+_INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")  # as aef export writes them
 _YEAR = re.compile(r"(?<![0-9A-Za-z])(?:19|20)\d\d(?![0-9A-Za-z])")
 
 Stored = tuple[np.ndarray, np.ndarray | None]
@@ -113,6 +116,10 @@ def power(codes: np.ndarray, scales: np.ndarray | None) -> np.ndarray:
     return field.dequantise(codes, axis=0)
 
 
+def unit(values: np.ndarray, scales: np.ndarray | None) -> np.ndarray:
+    return field.decode(values, axis=0, codes=False)
+
+
 def scaled(codes: np.ndarray, scales: np.ndarray | None) -> np.ndarray:
     assert scales is not None
     there = np.isfinite(scales) & (scales != 0)
@@ -156,7 +163,11 @@ def check_affine(path: Path, affine: Affine) -> None:
 
 
 def period_of(path: Path, attrs: Mapping[str, Any], told: Period | None) -> Period:
-    """The period of a file without a time axis: a tag, its name or its folders say the year, or the user does."""
+    """The period of a file without a time axis: our tags, a year in a tag, its name or its folders, or the user's."""
+    stated = [str(attrs.get(f"period_{side}", "")) for side in ("start", "end")]
+    if all(_INSTANT.fullmatch(text) for text in stated):
+        start, end = (to_ms(datetime.fromisoformat(text)) for text in stated)
+        return Period(start, end)
     tag = next((str(value) for key, value in attrs.items() if key.lower() == "year"), "")
     for text in (tag, path.name, *(parent.name for parent in path.resolve().parents[:3])):
         years = set(_YEAR.findall(text.replace("_", " ")))
