@@ -16,6 +16,7 @@ writing. Weights are safetensors: opening somebody's model runs no code.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -309,12 +310,22 @@ def load(run: Run) -> Model:
 
 
 def identity(run: Run) -> dict[str, str]:
-    """What names the model in everything that it makes: its recipe's hash and the hash of its weights."""
-    import hashlib
+    """What names the model in everything that it makes: its recipe's hash and the hash of its weights.
 
-    with run.weights.open("rb") as handle:
-        weights = hashlib.file_digest(handle, "sha256").hexdigest()[:16]
-    return {"run": run.path.name, "recipe": run.recipe.hash, "weights": weights}
+    Of the tensors, not of the file: two files of the same tensors differ in the order of their header.
+    """
+    tensors, _ = _read(run.weights)
+    return {"run": run.path.name, "recipe": run.recipe.hash, "weights": _digest(tensors)}
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and bytes in the order of the names; its first 16 digits."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        found.update(tensor.flatten().view(torch.uint8).numpy())
+    return found.hexdigest()[:16]
 
 
 def made_by(known: Mapping[str, object], folder: Path) -> tuple[Run | None, str]:

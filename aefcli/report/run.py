@@ -79,7 +79,7 @@ def look_png(look: Look, path: Path) -> Path:
             panel(row, 2 * index + 1).imshow(made[row], interpolation="nearest")
     head(columns - 1, "embeddings", "of the whole support")
     flat = look.embeddings.reshape(-1, look.embeddings.shape[-1])
-    colours = painted(len(flat), np.flatnonzero(np.isfinite(flat).all(axis=1)), lambda at: flat[at])
+    colours = painted(flat)
     for row, image in enumerate(colours.reshape(*look.embeddings.shape[:-1], 4)):
         panel(row, columns - 1).imshow(image, interpolation="nearest")
     for number, line in enumerate(reversed(notes)):
