@@ -67,8 +67,8 @@ def write(store: Path, cube: Path | None = None, run: Run | None = None) -> Path
     opened = field.open_field(store)
     found = _item(store, opened)
     if run is not None:
+        _check_made_by(store, opened.attrs.get("aef:model"), run)
         made = model(store, run)
-        _check_made_by(store, opened.attrs.get("aef:model"), made)
         ledger.write_atomically(model_beside(store), _json(made))
     for link in _links(store, cube):
         found.add_link(link)
@@ -76,14 +76,14 @@ def write(store: Path, cube: Path | None = None, run: Run | None = None) -> Path
     return beside(store)
 
 
-def _check_made_by(store: Path, said: Any, made: Mapping[str, Any]) -> None:
+def _check_made_by(store: Path, said: Any, run: Run) -> None:
     """Refuse a run whose weights are not those that the field names."""
+    from aefcli import checkpoint
+
     weights = said.get("weights") if isinstance(said, Mapping) else None
-    digest = str(made["assets"]["model"]["file:checksum"])[4:]
-    if weights and not digest.startswith(weights):
-        raise BadInput(
-            f"{store} was not made by {made['id']}: its weights are {weights}, not {digest[:16]}", "name its run"
-        )
+    here = checkpoint.identity(run)["weights"]
+    if weights and weights != here:
+        raise BadInput(f"{store} was not made by {run.name}: its weights are {weights}, not {here}", "name its run")
 
 
 def document(store: Path) -> dict[str, Any]:

@@ -230,7 +230,7 @@ def embed(
     on_disk("--out", out)
     must_exist([cube], CUBE_HINT)
     must_exist([area] if area else [], "give a GeoJSON or GeoPackage file")
-    from aefcli import checkpoint, item, report
+    from aefcli import checkpoint
     from aefcli.cube import Work, open_cube
     from aefcli.embed import How
     from aefcli.embed import embed as write
@@ -254,7 +254,7 @@ def embed(
             overwrite=overwrite,
             progress=progress,
         )
-    beside = [report.preview(done.path), item.write(done.path, cube, run)]
+    beside = _beside(done.path, cube, run, made=done.written > 0)
     note(*(f"{outside} holds no frame of {cube}: its embeddings are extrapolated" for outside in done.extrapolated))
     note(f"model {run.name}, {counted(len(done.periods), 'period')}" if done.written else "already complete")
     note(*([str(done.seam)] if done.seam else []))
@@ -271,6 +271,16 @@ def embed(
         "seam_degrees": {"mean": done.seam.mean, "p99": done.seam.most} if done.seam else None,
     }
     return Result("embed", [done.path], figures, beside=beside)
+
+
+def _beside(store: Path, cube: Path, run: Run, *, made: bool) -> list[Path]:
+    """Pictures and STAC item of a field, made where the field was, or where they are gone."""
+    from aefcli import item, report
+
+    places = [store.parent / f"{store.resolve().stem}{ending}" for ending in (".png", ".preview.tif", ".stac.json")]
+    if made or not all(place.is_file() for place in places):
+        return [report.preview(store), report.preview_tif(store), item.write(store, cube, run)]
+    return places
 
 
 def _cut(periods: list[Period], every: str | None) -> list[Period]:
