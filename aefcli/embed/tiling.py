@@ -148,7 +148,7 @@ def room(memory: int, workers: int, frames: int, values: int, periods: int, size
     count = max(1, min(workers, (memory - together * buffer) // working))
     left = memory - count * working
     at_once = max(together, min(periods, left // buffer // AT_ONCE * AT_ONCE))
-    spare = (left - at_once * buffer) // (count * patch)
+    spare = (left - at_once * buffer) // (count * max(1, patch))  # a support may hold no frame
     return Room(int(count), int(max(1, min(side // step_of(sizes) + 1, 1 + spare))), int(at_once))
 
 
