@@ -382,6 +382,8 @@ def _mended(store: Path, model: Path | None, device: str, work: Work) -> Result:
     from aefcli.embed import mend
 
     request = (record.request if (record := ledger.read(store)) else {}) or {}
+    if "catalog" in request:
+        raise BadInput(f"{store} is straight from a catalog: no cube of it is kept", "aef embed --overwrite makes it")
     known = request.get("model", {})
     run = checkpoint.open_run(model) if model else checkpoint.made_by(known, store.resolve().parent / "runs")[0]
     if run is None:

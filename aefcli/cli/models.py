@@ -183,9 +183,14 @@ def _told(record: Record) -> str:
     return f"loss {record.loss:.4f}  {parts}  lr {record.lr:.1e}  {pace}{seen}"
 
 
-@app.command(epilog="Example: aef embed cube.zarr --period 2023-01:2023-12; aef embed --every month")
+@app.command(
+    epilog="Example: aef embed cube.zarr --period 2023-01:2023-12; aef embed --every month; "
+    "aef embed --stac earth-search --bbox 15.0,45.95,15.1,46.05 --period 2023"
+)
 def embed(
-    cube: Annotated[Path, typer.Argument(metavar="[CUBE]", help="The cube.")] = Path("cube.zarr"),
+    cube: Annotated[
+        Path | None, typer.Argument(metavar="[CUBE]", help="The cube; by default cube.zarr, with --stac none.")
+    ] = None,
     period: Annotated[list[str] | None, typer.Option("--period", help="A valid period; repeat.")] = None,
     every: Annotated[
         str | None,
@@ -196,6 +201,13 @@ def embed(
     bbox: Annotated[str | None, typer.Option("--bbox", help="A part of the cube: W,S,E,N in degrees.")] = None,
     area: Annotated[
         Path | None, typer.Option("--area", help="A part of the cube: one polygon, GeoJSON or GeoPackage.")
+    ] = None,
+    stac: Annotated[
+        str | None, typer.Option("--stac", help="A catalog instead of a cube; --bbox or --area says where.")
+    ] = None,
+    gsd: Annotated[float | None, typer.Option("--gsd", help="With --stac: spacing in metres; by default 10.")] = None,
+    max_cloud: Annotated[
+        float | None, typer.Option("--max-cloud", help="With --stac: per cent of an item that may be cloud.")
     ] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="int8, float16 or float32.")] = "int8",
     uncertainty: Annotated[
@@ -216,7 +228,8 @@ def embed(
 ) -> Result:
     """Embed a cube for any valid periods: an embedding field as Zarr, a preview and a STAC item beside it.
 
-    Run again, it goes on where it stopped; with further periods, or once the cube has grown, the field grows.
+    Run again, it goes on where it stopped; with further periods, or once the cube has grown, the field grows. With
+    --stac no cube is kept: the calendar years of the periods are fetched and embedded part by part.
     """
     if not period and not every:
         raise BadInput("--period is missing", "name one, such as --period 2023-01:2023-12, or --every month")
@@ -228,34 +241,45 @@ def embed(
     if every is not None:
         one_of("--every", every, ("month", "quarter", "year"))
     on_disk("--out", out)
-    must_exist([cube], CUBE_HINT)
+    if stac is None:
+        _without_stac({"--gsd": gsd, "--max-cloud": max_cloud})
+        must_exist([cube := cube or Path("cube.zarr")], CUBE_HINT)
+    else:
+        _with_stac(cube, bbox or area, asked)
     must_exist([area] if area else [], "give a GeoJSON or GeoPackage file")
     from aefcli import checkpoint
-    from aefcli.cube import Work, open_cube
-    from aefcli.embed import How
+    from aefcli.cube import Request, Work, open_cube
+    from aefcli.embed import How, from_catalog, years_of
     from aefcli.embed import embed as write
 
-    run = checkpoint.open_run(model) if model else checkpoint.newest_run()
-    opened, where = open_cube(cube), device_of(device)
+    run, where = checkpoint.open_run(model) if model else checkpoint.newest_run(), device_of(device)
+    opened = open_cube(cube) if cube else None
     outline = None
     if area is not None:
         box, outline = _polygon(area)
     sizes, work = _sizes(run, set_), Work(workers or cores(), dask)
     how = How(sizes, box, outline, dtype=dtype, passes=uncertainty, memory=room, work=work)
-    notes = warned(run, asked=model is not None)
+    notes, more = warned(run, asked=model is not None), dict[str, Any]()
+    periods = _cut(asked or ([opened.period] if opened else []), every)
     with bar("embedding") as progress:
-        done = write(
-            opened,
-            run,
-            _cut(asked or [opened.period], every),
-            out,
-            device=where,
-            how=how,
-            overwrite=overwrite,
-            progress=progress,
-        )
+        if opened:
+            done = write(opened, run, periods, out, device=where, how=how, overwrite=overwrite, progress=progress)
+        else:
+            assert stac is not None
+            assert box is not None
+            request = Request(
+                stac, box, years_of(periods), gsd=10.0 if gsd is None else gsd, area=outline, max_cloud=max_cloud
+            )
+            streamed = from_catalog(
+                request, run, periods, out, device=where, how=how, overwrite=overwrite, progress=progress
+            )
+            done = streamed.field
+            more = {"items": streamed.items, "parts": streamed.parts, "parts_fetched": streamed.fetched}
+            note(*streamed.notes)
+            notes += streamed.notes
     beside = _beside(done.path, cube, run, made=done.written > 0)
-    note(*(f"{outside} holds no frame of {cube}: its embeddings are extrapolated" for outside in done.extrapolated))
+    data = cube or "the catalog"
+    note(*(f"{outside} holds no frame of {data}: its embeddings are extrapolated" for outside in done.extrapolated))
     note(f"model {run.name}, {counted(len(done.periods), 'period')}" if done.written else "already complete")
     note(*([str(done.seam)] if done.seam else []))
     figures = {
@@ -269,11 +293,34 @@ def embed(
         "patches": done.patches,
         "nodata_share": round(done.nodata, 6),
         "seam_degrees": {"mean": done.seam.mean, "p99": done.seam.most} if done.seam else None,
+        **more,
     }
     return Result("embed", [done.path], figures, beside=beside)
 
 
-def _beside(store: Path, cube: Path, run: Run, *, made: bool) -> list[Path]:
+def _without_stac(given: dict[str, float | None]) -> None:
+    for option, value in given.items():
+        if value is not None:
+            raise BadInput(f"{option} {value:g} goes with --stac", "a cube has what it was fetched with")
+
+
+def _with_stac(cube: Path | None, place: str | Path | None, periods: list[Period]) -> None:
+    """Refuse what makes no sense where a catalog is read."""
+    if cube is not None:
+        raise BadInput(f"{cube} and --stac both say what is embedded", "give one of them")
+    if place is None:
+        raise BadInput("--stac needs to be told where", "give --bbox W,S,E,N in degrees, or --area")
+    if not periods:
+        raise BadInput("--every cuts the period of a cube, and --stac has none", "give --period, too")
+    for period in periods:
+        if period.dates()[0].year > time.gmtime().tm_year:
+            raise BadInput(
+                f"--period {period} begins in a year to come, and archives hold what was measured",
+                "aef fetch makes a cube of the past, which aef embed takes beyond its period",
+            )
+
+
+def _beside(store: Path, cube: Path | None, run: Run, *, made: bool) -> list[Path]:
     """Pictures and STAC item of a field, made where the field was, or where they are gone."""
     from aefcli import item, report
 

@@ -160,7 +160,7 @@ def fetch(
 
     if before and not grows(before, asked, refresh, search):
         before = None
-    with ledger.build(out, asked, lambda: _frozen(search()), overwrite=overwrite or before is not None) as build:
+    with ledger.build(out, asked, lambda: frozen_of(search()), overwrite=overwrite or before is not None) as build:
         items = build.plan["items"] if build.complete else addressed(build.plan, search)
         with plan_of(out):
             stacks = stacks_of(items, grid, request)
@@ -187,7 +187,7 @@ def grows(
     """
     old = before.record
     if ledger.canonical(old.request) == ledger.canonical(asked):
-        return refresh and (bool(before.attrs.get("aef:missing")) or _frozen(search())["items"] != old.plan["items"])
+        return refresh and (bool(before.attrs.get("aef:missing")) or frozen_of(search())["items"] != old.plan["items"])
     rest = [{key: value for key, value in request.items() if key != "period"} for request in (old.request, asked)]
     if ledger.canonical(rest[0]) != ledger.canonical(rest[1]):
         return False
@@ -236,7 +236,7 @@ def plan_of(path: Path) -> Iterator[None]:
     except (LookupError, ValueError, TypeError, AttributeError) as error:
         raise Damaged(
             f"{ledger.records_of(path) / 'plan.json'} is no plan: {type(error).__name__} {error}",
-            "aef fetch --overwrite plans anew",
+            "--overwrite plans anew",
         ) from error
 
 
@@ -286,7 +286,7 @@ def plan(request: Request, attached: Container[str] = ()) -> dict[str, Any]:
     return {"items": planned, "notes": notes}
 
 
-def _frozen(found: Mapping[str, Any]) -> dict[str, Any]:
+def frozen_of(found: Mapping[str, Any]) -> dict[str, Any]:
     """The plan as it is written down: its addresses without their queries, where signatures live.
 
     `keyed` names the sources whose addresses had some.

@@ -9,12 +9,14 @@ period. Sources: method.md section 10, stores.md.
     network     one patch through the model: vectors, what was seen, their spread
     engine      who computes the tiles, and how many at a time: threads, or a dask cluster
     write       the field: request, growth, resuming, mending
+    stream      the field straight from a catalog: the ground fetched and embedded part by part
     seam        how much the same pixel differs between two tilings
 """
 
 from aefcli.embed.network import at_points, encode_patch, read_frames, readable
 from aefcli.embed.periods import every, support_of
 from aefcli.embed.seam import Seam
+from aefcli.embed.stream import Streamed, from_catalog, years_of
 from aefcli.embed.tiling import part_of
 from aefcli.embed.write import Embedded, How, embed, mend
 
@@ -22,13 +24,16 @@ __all__ = [
     "Embedded",
     "How",
     "Seam",
+    "Streamed",
     "at_points",
     "embed",
     "encode_patch",
     "every",
+    "from_catalog",
     "mend",
     "part_of",
     "read_frames",
     "readable",
     "support_of",
+    "years_of",
 ]

@@ -7,6 +7,7 @@ while the next is computed. Who computes a tile, and beside how many others, doe
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
@@ -25,12 +26,13 @@ from aefcli.checkpoint import Run
 from aefcli.cube import Cube, Work, cluster, open_cube
 from aefcli.embed.network import Network, Seen, patches, seen, stored
 from aefcli.embed.tiling import JOBS, Part, cells, runs
-from aefcli.errors import NoResources
+from aefcli.errors import AefError, BadInput, NoResources
 from aefcli.extent import Period, Tile
 from aefcli.recipe import Embed
 
-_stop = threading.Event()  # set where nobody waits for what is running any more
-_turn = threading.Semaphore()  # at the GPU
+_turn = threading.Lock()  # at the GPU
+_loading = threading.Lock()
+_OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory")  # as torch says it, on any device
 
 
 class Stopped(Exception):
@@ -44,6 +46,7 @@ class Job:
     store: Path
     cube: Cube | Path
     run: Run
+    weights: str  # that the run has to have: what tells one version of a model from another
     sizes: Embed
     device: str
     part: Part
@@ -71,16 +74,22 @@ class Made:
 
 @lru_cache(maxsize=2)
 def network(run: Run, device: str, sizes: Embed, weights: str) -> Network:
-    """The model of a run, loaded once in each process; `weights` tells one version from another."""
+    """The model of a run, loaded once in each process. Refuses other weights than those that are asked for."""
+    if (found := checkpoint.identity(run)["weights"]) != weights:
+        raise BadInput(f"{run.weights} has changed: its weights are {found}, not {weights}", "put the old file back")
     recipe = run.recipe.model_copy(update={"embed": sizes})
     return Network(checkpoint.load(run).to(device), recipe, torch.device(device))
 
 
-def compute(job: Job, threads: Executor | None = None) -> Made:
-    """Do a job, by some threads or in this one: its chunks are on disk afterwards."""
+def compute(job: Job, threads: Executor | None = None, stop: threading.Event | None = None) -> Made:
+    """Do a job, by some threads or in this one: its chunks are on disk afterwards.
+
+    `stop` is set where nobody waits for it any more; then it raises Stopped at its next patch.
+    """
     began = perf_counter()
     cube = job.cube if isinstance(job.cube, Cube) else open_cube(job.cube)
-    net = network(job.run, job.device, job.sizes, checkpoint.identity(job.run)["weights"])
+    with _loading:
+        net = network(job.run, job.device, job.sizes, job.weights)
     out, wanted = _Buffers.of(job), job.part.wanted(job.tile)
     found = [cell for cell in cells(job.part.in_cube(job.tile), job.sizes) if wanted[_place(job, cell)].any()]
 
@@ -88,7 +97,7 @@ def compute(job: Job, threads: Executor | None = None) -> Made:
         """Encode neighbouring cells; returns the seconds that the model took."""
         spent = 0.0
         for cell, frames in patches(cube, job.names, job.support, net.recipe, row):
-            if _stop.is_set():
+            if stop and stop.is_set():
                 raise Stopped
             with _device(net.device):
                 start = perf_counter()
@@ -182,42 +191,48 @@ def computed(jobs: Sequence[Job], work: Work) -> Generator[tuple[Job, Made], Non
 
     Closed early, what is running ends at its next patch.
     """
-    todo, running = iter(jobs), dict[Future[Made], Job]()
-    _stop.clear()
-    with _workers(work) as (submit, at_once):
+    todo, running, stop = iter(jobs), dict[Future[Made | Exception], Job](), threading.Event()
+    with _workers(work, stop) as (submit, at_once):
         try:
             while True:
                 running |= {submit(job): job for job in islice(todo, at_once - len(running))}
                 if not running:
                     return
                 for done in wait(running, return_when=FIRST_COMPLETED).done:
-                    yield running.pop(done), _result(done)
+                    job, made = running.pop(done), done.result()
+                    if isinstance(made, Exception):
+                        raise made
+                    yield job, made
         finally:
-            _stop.set()
+            stop.set()
             for future in running:
                 future.cancel()
 
 
-def _result(done: Future[Made]) -> Made:
-    """What a worker made; memory that ran out, as one line."""
+def _told(job: Job, threads: Executor | None = None, stop: threading.Event | None = None) -> Made | Exception:
+    """As `compute`; what a user can mend comes back, as a worker of dask makes pages of text of what is raised."""
     try:
-        return done.result()
-    except MemoryError as error:
-        raise NoResources("out of memory", "give less to --memory, so that less is computed at once") from error
+        return compute(job, threads, stop)
+    except (AefError, OSError) as error:
+        return error
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _OUT_OF_MEMORY.search(str(error)):
+            raise
+        return NoResources("out of memory", "give less to --memory, so that less is computed at once")
 
 
 @contextmanager
-def _workers(work: Work) -> Iterator[tuple[Callable[[Job], Future[Made]], int]]:
+def _workers(work: Work, stop: threading.Event) -> Iterator[tuple[Callable[[Job], Future[Made | Exception]], int]]:
     """What takes a job, and how many it is given at a time."""
     if work.dask is not None:
         with cluster(work) as client, client.get_executor(pure=False, retries=3) as pool:
             count = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
             # Each opens the cube itself: handles of stores do not travel.
-            yield lambda job: pool.submit(compute, replace(job, cube=getattr(job.cube, "path", job.cube))), 2 * count
+            yield lambda job: pool.submit(_told, replace(job, cube=getattr(job.cube, "path", job.cube))), 2 * count
         return
     before = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(JOBS) as pool, ThreadPoolExecutor(work.threads) as threads:
-            yield lambda job: pool.submit(compute, job, threads), JOBS
+            yield lambda job: pool.submit(_told, job, threads, stop), JOBS
     finally:
         torch.set_num_threads(before)

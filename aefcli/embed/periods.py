@@ -66,12 +66,12 @@ def _count(cube: Cube, names: Sequence[str], period: Period) -> int:
 
 
 def print_of(cube: Cube, names: Sequence[str], valid: Period) -> str:
-    """A hash of what is read for a valid period: its support and the frames in it.
+    """A hash of what is read for a valid period: its support and the frames in it, and what its archive did not give.
 
     Where a cube has grown it tells the periods that stay as they are from those to be computed again.
     """
     support = support_of(cube.period, valid)
-    held: list[object] = [[support.start, support.end]]
+    held: list[object] = [[support.start, support.end], *cube.attrs.get("aef:missing", ())]
     for name in names:
         source = cube.sources[name]
         frames = in_period(source, support)

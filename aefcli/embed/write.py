@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from dataclasses import field as default
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -70,7 +71,7 @@ class Mended:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """All that a field is made of."""
 
     cube: Cube
@@ -83,10 +84,13 @@ class _Plan:
     identity: Mapping[str, str]
     periods: tuple[Period, ...]
     out: Path
+    asked: Mapping[str, Any] | None = None  # instead of what is known of the cube: no cube is kept
 
-    @property
+    @cached_property
     def request(self) -> dict[str, Any]:
         """What the ledger knows the field by. The hash of a period tells which frames serve it."""
+        if self.asked is not None:
+            return dict(self.asked)
         asked = {key: value for key, value in self.cube.attrs.get("aef:request", {}).items() if key != "period"}
         return {
             "format": field.FORMAT,
@@ -102,19 +106,20 @@ class _Plan:
             ],
         }
 
-    @property
+    @cached_property
     def tiles(self) -> list[Tile]:
         return list(tiles(self.part.shape, tile_side(self.sizes)))
 
     def units(self) -> dict[str, tuple[int, Tile]]:
         """Units of work, a tile for a period each, by their names."""
-        return {_unit(period, tile): (time, tile) for time, period in enumerate(self.periods) for tile in self.tiles}
+        return {unit_of(period, tile): (time, tile) for time, period in enumerate(self.periods) for tile in self.tiles}
 
     def template(self, path: Path) -> None:
         """Everything but the chunks."""
         request = self.request
+        cube = os.path.relpath(self.cube.path.resolve(), self.out.resolve().parent)
         attrs = {
-            "aef:cube": os.path.relpath(self.cube.path.resolve(), self.out.resolve().parent),
+            **({"aef:cube": cube} if self.asked is None else {}),
             "aef:key": ledger.digest(request),
             "aef:model": dict(self.identity),
             "aef:recipe": self.run.recipe.to_toml(),
@@ -140,6 +145,7 @@ class _Plan:
                 store,
                 self.cube,
                 self.run,
+                self.identity["weights"],
                 self.sizes,
                 str(self.device),
                 self.part,
@@ -148,7 +154,7 @@ class _Plan:
                 support,
                 tuple(self.periods[time] for time in times),
                 times,
-                frozenset(time for time in times if _unit(self.periods[time], tile) in remaining),
+                frozenset(time for time in times if unit_of(self.periods[time], tile) in remaining),
                 self.how.dtype,
                 self.how.passes,
                 room.patches,
@@ -166,7 +172,7 @@ class _Plan:
         for support in dict.fromkeys(supports):
             times = [time for time, own in enumerate(supports) if own == support]
             blocks = [times[start : start + AT_ONCE] for start in range(0, len(times), AT_ONCE)]
-            left = [block for block in blocks if any(_unit(self.periods[time], tile) in remaining for time in block)]
+            left = [block for block in blocks if any(unit_of(self.periods[time], tile) in remaining for time in block)]
             count = max(1, most // AT_ONCE)
             for start in range(0, len(left), count):
                 yield support, tuple(chain.from_iterable(left[start : start + count]))
@@ -197,28 +203,26 @@ def embed(
     A finished field of the same model, cube and kind grows by further periods, and by what has changed in a cube that
     has grown. Raises BadInput where the model reads none of the cube's sources, or where `out` holds something else.
     """
+    if out.resolve() == cube.path.resolve():
+        raise BadInput(f"{out} is the cube itself", "give --out another path")
     plan = _planned(cube, run, periods, out, how or How(), device)
+    before = None if overwrite else _before(plan)
+    if before:
+        plan = replace(plan, periods=ordered([*plan.periods, *_periods(before.request)]))
     limits = plan.room()
     reach(plan.how.work)
-    before = None if overwrite else _finished(out)
-    if before:
-        plan = _grown(plan, before)
-    old = (
-        _Old.of(before, plan) if before and ledger.canonical(before.request) != ledger.canonical(plan.request) else None
-    )
-    units, stats = plan.units(), _Stats()
-    with ledger.build(out, plan.request, dict, overwrite=overwrite or old is not None) as build, _storing(out):
+    old = _Old.of(before, plan) if before and before.request != plan.request else None
+    units, stats = plan.units(), Stats()
+    with ledger.build(out, plan.request, dict, overwrite=overwrite or old is not None) as build, storing(out):
         if not build.complete:
             build.template(plan.template)
             adopted = old.adopt(build, units) if old else 0
-            stats = _write(build, plan, limits, units, progress)
+            stats = compute_units(build, plan, limits, units, progress)
             stats.adopted = adopted
             build.finish(field.finish)
-    seam = (
-        measured(cube, run, plan.sizes, plan.part, plan.names, plan.periods[0], device)
-        if plan.how.seams and stats.written
-        else None
-    )
+    seam = None
+    if plan.how.seams and stats.written:
+        seam = measured(cube, run, plan.sizes, plan.part, plan.names, plan.periods[0], device)
     outside = tuple(period for period in plan.periods if not spans.inside(cube, plan.names, period)[0])
     return Embedded(
         out,
@@ -243,8 +247,10 @@ def mend(
     record = ledger.read(out)
     if record is None or not record.finished:
         raise BadInput(f"{out} is no finished field with its records", "run aef embed again: it resumes")
-    request, sizes = record.request, Embed(**record.request["patches"])
-    periods = [Period(start, end) for start, end, _ in request["periods"]]
+    request = record.request
+    if "patches" not in request:
+        raise BadInput(f"{out} was made by an earlier version of aef", "embed anew with --overwrite")
+    periods, sizes = _periods(request), Embed(**request["patches"])
     how = How(sizes, None, request.get("area"), request["dtype"], request.get("uncertainty", 0), work=work)
     plan = _planned(cube, run, periods, out, how, device)
     plan = replace(plan, part=_part_again(cube, request["grid"], request.get("area")))
@@ -254,20 +260,21 @@ def mend(
             "give --model and the cube that it was made with, or embed anew with --overwrite",
         )
     faults, _ = ledger.verify(out)
-    with ledger.reopen(out) as build, _storing(out):
-        units = {fault.unit: plan.units()[fault.unit] for fault in faults if fault.unit}
+    with ledger.reopen(out) as build, storing(out):
+        all_units = plan.units()
+        units = {fault.unit: all_units[fault.unit] for fault in faults if fault.unit}
         _mend_metadata(plan, out, [fault.path for fault in faults if not fault.unit])
         if units:
-            _write(build, plan, plan.room(), units, progress)
+            compute_units(build, plan, plan.room(), units, progress)
         changed = [unit for unit in units if build.files(unit) != record.units[unit]["files"]]
         if changed:
             build.finish(field.finish)
     return Mended(tuple(fault.path for fault in faults), len(record.units), tuple(changed))
 
 
-def _planned(cube: Cube, run: Run, periods: Sequence[Period], out: Path, how: How, device: torch.device) -> _Plan:
+def _planned(cube: Cube, run: Run, periods: Sequence[Period], out: Path, how: How, device: torch.device) -> Plan:
     sizes = how.sizes or run.recipe.embed
-    return _Plan(
+    return Plan(
         cube,
         run,
         how,
@@ -276,28 +283,32 @@ def _planned(cube: Cube, run: Run, periods: Sequence[Period], out: Path, how: Ho
         sizes,
         tuple(readable(cube, run.recipe)),
         checkpoint.identity(run),
-        _ordered(periods),
+        ordered(periods),
         out,
     )
 
 
-def _ordered(periods: Sequence[Period]) -> tuple[Period, ...]:
+def ordered(periods: Sequence[Period]) -> tuple[Period, ...]:
     return tuple(sorted(set(periods), key=lambda period: (period.start, -period.end)))
 
 
-def _finished(out: Path) -> ledger.Record | None:
-    """The records of a finished field at this path, if there is one."""
-    record = ledger.read(out)
-    return record if record and record.finished and record.request.get("format") == field.FORMAT else None
+def _periods(request: Mapping[str, Any]) -> list[Period]:
+    return [Period(start, end) for start, end, _ in request["periods"]]
 
 
-def _grown(plan: _Plan, before: ledger.Record) -> _Plan:
-    """The plan with the periods that the field has; as it is where the field is of another model, cube or kind."""
-    old, new = ({**one, "periods": None} for one in (before.request, plan.request))
-    if ledger.canonical(old) != ledger.canonical(new):
-        return plan
-    kept = [Period(start, end) for start, end, *_ in before.request["periods"]]
-    return replace(plan, periods=_ordered([*plan.periods, *kept]))
+def _before(plan: Plan) -> ledger.Record | None:
+    """The records of a finished field of the same model, cube and kind where this one is to be, if there is one.
+
+    Refuses an unfinished one of other periods.
+    """
+    record = ledger.read(plan.out)
+    if record is None or {**record.request, "periods": None} != {**plan.request, "periods": None}:
+        return None
+    periods = _periods(record.request)
+    if not record.finished and plan.out.exists() and periods != list(plan.periods):
+        begun = " ".join(f"--period {period}" for period in periods)
+        raise BadInput(f"{plan.out} is unfinished, and was begun with {begun}", "run that first, or give --overwrite")
+    return record if record.finished else None
 
 
 @dataclass(frozen=True)
@@ -308,13 +319,9 @@ class _Old:
     times: Mapping[Period, int]  # those that stay as they are
 
     @classmethod
-    def of(cls, record: ledger.Record, plan: _Plan) -> _Old | None:
-        same = {**record.request, "periods": None} == {**plan.request, "periods": None}
-        if not same:
-            return None
-        now = plan.request["periods"]
-        held = record.request["periods"]
-        return cls(record, {Period(each[0], each[1]): time for time, each in enumerate(held) if each in now})
+    def of(cls, record: ledger.Record, plan: Plan) -> _Old:
+        held, now = record.request["periods"], plan.request["periods"]
+        return cls(record, {Period(start, end): time for time, (start, end, _) in enumerate(held) if held[time] in now})
 
     def adopt(self, build: ledger.Build, units: Mapping[str, tuple[int, Tile]]) -> int:
         """Take over what stays as it is; how many units that were."""
@@ -322,10 +329,16 @@ class _Old:
         count = 0
         for unit in build.remaining(units):
             was = periods.get(unit.partition("/")[0])
-            if was is not None and unit in self.record.units:
+            if was is not None and self._has(unit):
                 build.adopt(unit, self.record, _moved(was, units[unit][0]))
                 count += 1
         return count
+
+    def _has(self, unit: str) -> bool:
+        """Whether the files of a unit are all there; one that is not is computed again."""
+        return unit in self.record.units and all(
+            (self.record.store / name).is_file() for name in self.record.units[unit]["files"]
+        )
 
 
 def _moved(was: int, now: int) -> Callable[[str], str]:
@@ -340,7 +353,7 @@ def _moved(was: int, now: int) -> Callable[[str], str]:
 
 
 @dataclass
-class _Stats:
+class Stats:
     written: int = 0
     adopted: int = 0
     patches: int = 0
@@ -348,35 +361,35 @@ class _Stats:
     pixels: int = 0
 
 
-def _write(
+def compute_units(
     build: ledger.Build,
-    plan: _Plan,
+    plan: Plan,
     limits: Room,
     units: Mapping[str, tuple[int, Tile]],
     progress: Progress | None,
-) -> _Stats:
+) -> Stats:
     """Compute what the ledger does not have of some units, or all of them where it has them all."""
     todo = set(units if build.complete else build.remaining(units))
-    stats, total = _Stats(), len(units)
+    stats, total = Stats(), len(units)
     work = replace(plan.how.work, threads=limits.workers)
     with closing(computed(plan.jobs(build.store, todo, limits), work)) as done:
         for job, made in done:
             for time, files in made.files.items():
-                build.record(_unit(plan.periods[time], job.tile), files)
+                build.record(unit_of(plan.periods[time], job.tile), files)
             _count(stats, job, made)
             if progress:
                 progress(total - len(todo) + stats.written, total)
     return stats
 
 
-def _count(stats: _Stats, job: Job, made: Made) -> None:
+def _count(stats: Stats, job: Job, made: Made) -> None:
     stats.written += len(made.files)
     stats.patches += made.patches
     stats.nodata += made.nodata
     stats.pixels += job.tile.shape[0] * job.tile.shape[1]
 
 
-def _unit(period: Period, tile: Tile) -> str:
+def unit_of(period: Period, tile: Tile) -> str:
     return f"{period}/{tile.top}/{tile.left}"
 
 
@@ -389,7 +402,7 @@ def _part_again(cube: Cube, grid: Mapping[str, Any], area: str | None) -> Part:
     return Part(box, round(top), round(left), area)
 
 
-def _mend_metadata(plan: _Plan, out: Path, names: Sequence[str]) -> None:
+def _mend_metadata(plan: Plan, out: Path, names: Sequence[str]) -> None:
     """Write metadata and coordinates anew, and put those files that are named in their place."""
     if not names:
         return
@@ -403,7 +416,7 @@ def _mend_metadata(plan: _Plan, out: Path, names: Sequence[str]) -> None:
 
 
 @contextmanager
-def _storing(out: Path) -> Iterator[None]:
+def storing(out: Path) -> Iterator[None]:
     """A disk that refuses, as one line."""
     try:
         yield
