@@ -16,6 +16,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ import numpy as np
 
 from aefcli import cost, field, ledger
 from aefcli.errors import BadInput
-from aefcli.extent import Period
+from aefcli.extent import Period, to_ms
 from aefcli.sources import SOURCES
 
 if TYPE_CHECKING:
@@ -229,6 +230,8 @@ def _made_from(store: Path, given: Path | None) -> list[tuple[str, str]]:
     from aefcli.cube import open_cube
 
     opened = field.open_field(store)
+    if given is None and "catalog" in opened.attrs.get("aef:request", {}):
+        return _streamed(store, opened)
     said = opened.attrs.get("aef:cube")
     path = given or (store.parent / str(said) if said else None)
     record = ledger.read(path) if path and path.exists() else None
@@ -245,6 +248,28 @@ def _made_from(store: Path, given: Path | None) -> list[tuple[str, str]]:
         for name, items in planned.items()
         for item in items
         if item["id"] in wanted.get(name, ()) and (address := _address(catalog, item, store))
+    )
+    return sorted(set(found))
+
+
+def _streamed(store: Path, opened: xr.Dataset) -> list[tuple[str, str]]:
+    """As `_made_from`, of a field of which no cube was kept: the items are in its own records."""
+    import pystac
+
+    from aefcli.embed.periods import support_of
+    from aefcli.stac import instant
+
+    record = ledger.read(store)
+    if record is None or record.request != opened.attrs["aef:request"]:
+        return []
+    read = Period(*(to_ms(datetime.fromisoformat(when)) for when in record.request["period"].split("/")))
+    supports = {support_of(read, period) for period in _periods(opened)}
+    found = (
+        (str(item["id"]), address)
+        for items in record.plan["items"].values()
+        for item in items
+        if any(each.start <= instant(pystac.Item.from_dict(item)) < each.end for each in supports)
+        and (address := _address(str(record.request["catalog"]), item, store))
     )
     return sorted(set(found))
 

@@ -5,7 +5,7 @@ all cores; the encoder alone runs on frames that are in memory, on as many threa
 pixels, halo included; `overtiling` is encoded pixels per written one.
 
     end_to_end      the encoder's seconds over those of end to end, per pixel
-    months          twelve valid periods over one
+    months          twelve valid periods over one, of 16 frames; `months, full` of a year of 123 frames, one patch
     memory          the peak of a process for 64 tiles over that for 4
     workers         one dask worker's seconds over two's, start of the cluster not counted (with two cores or more)
 
@@ -63,6 +63,8 @@ def run(folder: Path, setting: Setting) -> Result:
         alone.append(encoder(cube, model, cores))
         twelve.append(end_to_end(cube, model, MONTHS, folder / f"months-{repeat}.zarr", cores))
     one, bare, months = (statistics.median(each) for each in (whole, alone, twelve))
+    full = made_up(folder / "full.zarr", plan.embed.patch - 2 * plan.embed.halo, 60 if quick else 5)
+    year = [end_to_end(full, model, each, folder / f"full-{len(each)}.zarr", cores) for each in ([YEAR], MONTHS)]
     cells = patches_of(cube, plan)
     encoded = len(cells) * plan.embed.patch**2
     correct = {"end to end": Check(wrong(cube, model, folder / "0.zarr"), 0)}
@@ -80,6 +82,7 @@ def run(folder: Path, setting: Setting) -> Result:
         "end_to_end": bare / one,
         "overtiling": encoded / (cube.shape[0] * cube.shape[1]),
         "months": months / one,
+        "months, full": year[1] / year[0],
         "memory": peaks[1] / peaks[0],
     }
     if cores > 1:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +21,7 @@ import pytest
 import shapely
 import torch
 import xarray as xr
+from affine import Affine
 from conftest import Aef
 from pyproj import Transformer
 from toys import YEAR, made_up_cube, toy_recipe
@@ -27,8 +29,8 @@ from toys import YEAR, made_up_cube, toy_recipe
 from aefcli import checkpoint, embed, field, ledger
 from aefcli.batch import DAY
 from aefcli.checkpoint import Run
-from aefcli.cube import Cube, Work
-from aefcli.embed import How, network, tiling
+from aefcli.cube import Cube, Work, open_cube, write_cube
+from aefcli.embed import How, engine, network, tiling
 from aefcli.errors import BadInput, Locked, NoResources
 from aefcli.extent import BBox, Period, Tile
 from aefcli.ledger import records_of
@@ -401,6 +403,181 @@ def test_a_cube_without_the_models_sources_is_refused(cube: Cube, tmp_path: Path
         embed.embed(cube, run, [YEAR], tmp_path / "x.zarr", device=CPU)
     assert not (tmp_path / "x.zarr").exists()
     assert not records_of(tmp_path / "x.zarr").exists()
+
+
+def on_the_ground(cube: Cube, *corners: tuple[float, float]) -> list[tuple[float, float]]:
+    """Degrees of places in the cube, each as column and row."""
+    to_degrees, affine = Transformer.from_crs(cube.grid.crs.to_epsg(), 4326, always_xy=True), cube.grid.transform
+    return [to_degrees.transform(affine.c + 10 * column, affine.f - 10 * row) for column, row in corners]
+
+
+def box_of(cube: Cube, left: float, top: float, right: float, bottom: float) -> BBox:
+    (west, south), (east, north) = on_the_ground(cube, (left, bottom), (right, top))
+    return BBox(west, south, east, north)
+
+
+@pytest.mark.parametrize(
+    ("edges", "rows", "columns"),
+    [
+        ((-5, -5, 3, 3), (0, 32), (0, 32)),
+        ((93, 93, 120, 120), (64, 96), (64, 96)),
+        ((50.1, 50.1, 50.9, 50.9), (32, 64), (32, 64)),
+        ((-500, -500, 700, 700), (0, 96), (0, 96)),
+    ],
+    ids=["over the first corner", "over the last corner", "in one pixel", "larger than the cube"],
+)
+def test_a_box_anywhere_gives_the_patches_that_it_touches(
+    made: Path,
+    cube: Cube,
+    run: Run,
+    tmp_path: Path,
+    edges: tuple[float, float, float, float],
+    rows: tuple[int, int],
+    columns: tuple[int, int],
+) -> None:
+    how = How(box=box_of(cube, *edges), seams=False)
+    embed.embed(cube, run, YEAR_AND_MONTH, tmp_path / "part.zarr", device=CPU, how=how)
+    part, whole = field.open_field(tmp_path / "part.zarr"), field.open_field(made)
+    place = {"y": slice(*rows), "x": slice(*columns)}
+    xr.testing.assert_equal(part["embeddings"], whole["embeddings"].isel(place))
+
+
+def test_an_area_has_its_hole(cube: Cube, run: Run, tmp_path: Path) -> None:
+    outer = on_the_ground(cube, (20, 20), (60, 20), (60, 60), (20, 60))
+    area = shapely.Polygon(outer, [on_the_ground(cube, (30, 30), (50, 30), (50, 50), (30, 50))])
+    how = How(box=BBox(*area.bounds), area=area.wkt, seams=False)
+    embed.embed(cube, run, [YEAR], tmp_path / "e.zarr", device=CPU, how=how)
+    store = field.open_field(tmp_path / "e.zarr")
+    there = (store["embeddings"].values[0] != -128).any(axis=0)
+    assert there.sum() == 40 * 40 - 20 * 20
+    np.testing.assert_array_equal(store["observations_sentinel-2"].values[0] > 0, there)
+
+
+def optical(
+    times: np.ndarray, rows: int, columns: int, epsg: int = 32633, corner: tuple[float, float] = (5e5, 5e6)
+) -> xr.Dataset:
+    """A dataset of noise for `write_cube`, clear everywhere."""
+    import rioxarray  # noqa: F401 - adds .rio
+
+    rng, (x, y) = np.random.default_rng(0), corner
+    shape = (len(times), rows, columns)
+    bands = {name: (("time", "y", "x"), rng.integers(500, 4000, shape, dtype="uint16")) for name in ("B02", "B04")}
+    coords = {"time": times, "y": y - 10 * (np.arange(rows) + 0.5), "x": x + 10 * (np.arange(columns) + 0.5)}
+    made = xr.Dataset(bands, coords).rio.write_crs(f"EPSG:{epsg}")
+    return made.rio.write_transform(Affine(10, 0, x, 0, -10, y))
+
+
+def through(*years: int) -> np.ndarray:
+    """Every 40 days of some years."""
+    each = [np.datetime64(f"{year}-01-10", "ms") + np.timedelta64(40, "D") * np.arange(9) for year in years]
+    return np.concatenate(each)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 50)])
+def test_a_cube_smaller_than_a_patch(run: Run, tmp_path: Path, shape: tuple[int, int]) -> None:
+    cube = open_cube(write_cube(tmp_path / "cube.zarr", {"sentinel-2": optical(through(2023), *shape)}, YEAR))
+    embed.embed(cube, run, YEAR_AND_MONTH, tmp_path / "e.zarr", device=CPU)
+    store = xr.open_zarr(tmp_path / "e.zarr")
+    assert (store.sizes["y"], store.sizes["x"]) == shape
+    assert np.isfinite(store["embeddings"].values).all()
+
+
+def test_a_box_across_the_antimeridian(run: Run, tmp_path: Path) -> None:
+    x, y = Transformer.from_crs(4326, 32660, always_xy=True).transform(180, 10)
+    data = optical(through(2023), 96, 96, 32660, (round(x) - 480, round(y) + 480))
+    cube = open_cube(write_cube(tmp_path / "cube.zarr", {"sentinel-2": data}, YEAR))
+    box = box_of(cube, 40, 40, 56, 56)
+    assert box.west > 179 > -179 > box.east
+    embed.embed(cube, run, [YEAR], tmp_path / "e.zarr", device=CPU, how=How(box=box, seams=False))
+    store = field.open_field(tmp_path / "e.zarr")
+    assert (store.sizes["y"], store.sizes["x"]) == (32, 32)
+    assert float(store.x[0]) == round(x) - 480 + 325
+    away = BBox(-170, box.south, -169, box.north)
+    with pytest.raises(BadInput, match="does not touch"):
+        embed.embed(cube, run, [YEAR], tmp_path / "x.zarr", device=CPU, how=How(box=away))
+
+
+def test_a_year_without_frames_is_nodata(run: Run, tmp_path: Path) -> None:
+    three = Period.parse("2021:2023")
+    cube = open_cube(write_cube(tmp_path / "cube.zarr", {"sentinel-2": optical(through(2021, 2023), 40, 40)}, three))
+    how = How(dtype="float16", passes=1)
+    done = embed.embed(cube, run, [Period.parse("2022")], tmp_path / "e.zarr", device=CPU, how=how)
+    assert (done.nodata, done.extrapolated, done.seam) == (1, (Period.parse("2022"),), None)
+    store = xr.open_zarr(tmp_path / "e.zarr")
+    assert np.isnan(store["embeddings"].values).all()
+    assert np.isnan(store["uncertainty"].values).all()
+
+
+def test_the_cube_is_not_written_over(cube: Cube, run: Run) -> None:
+    before = hashes(cube.path)
+    with pytest.raises(BadInput, match="is the cube itself"):
+        embed.embed(cube, run, [YEAR], cube.path.parent / "." / cube.path.name, device=CPU, overwrite=True)
+    assert hashes(cube.path) == before
+
+
+def test_what_an_archive_did_not_give_at_first_is_seen_when_it_does(cube: Cube, run: Run, tmp_path: Path) -> None:
+    lacking = replace(cube, attrs={**cube.attrs, "aef:missing": ["sentinel-2/an-item/B04"]})
+    embed.embed(lacking, run, [YEAR], tmp_path / "e.zarr", device=CPU, how=How(seams=False))
+    done = embed.embed(cube, run, [YEAR], tmp_path / "e.zarr", device=CPU, how=How(seams=False))
+    assert (done.written, done.adopted) == (1, 0)
+
+
+def test_a_chunk_that_is_gone_is_made_again_when_a_field_grows(cube: Cube, run: Run, tmp_path: Path) -> None:
+    out, how = tmp_path / "e.zarr", How(seams=False)
+    embed.embed(cube, run, YEAR_AND_MONTH, out, device=CPU, how=how)
+    whole = field.open_field(out)["embeddings"].values
+    (out / "embeddings" / "c" / "1" / "0" / "0" / "0").unlink()
+    done = embed.embed(cube, run, [Period.parse("2024")], out, device=CPU, how=how)
+    assert (done.written, done.adopted) == (2, 1)
+    assert ledger.verify(out)[0] == []
+    assert np.abs(field.open_field(out)["embeddings"].values[:2].astype(int) - whole).max() <= 1
+
+
+def test_a_field_of_an_earlier_version_is_refused_in_one_line(cube: Cube, run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "e.zarr"
+    embed.embed(cube, run, [YEAR], out, device=CPU)
+    records = records_of(out)
+    plan = json.loads((records / "plan.json").read_text())
+    old = {key: value for key, value in plan["request"].items() if key not in ("patches", "dtype")}
+    old["periods"] = [each[:2] for each in old["periods"]]
+    plan |= {"request": old, "key": ledger.digest(old)}
+    (records / "plan.json").write_text(json.dumps(plan))
+    lines = (records / "ledger.jsonl").read_text().replace("2023-01-01:2023-12-31/", "")
+    (records / "ledger.jsonl").write_text(lines)
+    before = hashes(out)
+    for periods in ([YEAR], YEAR_AND_MONTH):
+        with pytest.raises(BadInput, match="another request: dtype"):
+            embed.embed(cube, run, periods, out, device=CPU)
+    with pytest.raises(BadInput, match="made by an earlier version"):
+        embed.mend(out, cube, run, device=CPU, work=Work(1))
+    assert hashes(out) == before
+
+
+def test_three_at_once_and_one_of_them_stopped(made: Path, cube: Cube, run: Run, tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(2) as pool:
+        others = [
+            pool.submit(embed.embed, cube, run, YEAR_AND_MONTH, tmp_path / f"{n}.zarr", device=CPU) for n in (1, 2)
+        ]
+        with pytest.raises(KeyboardInterrupt):
+            embed.embed(cube, run, [YEAR], tmp_path / "stopped.zarr", device=CPU, progress=stop)
+    assert [other.result().written for other in others] == [2, 2]
+    assert chunks(tmp_path / "1.zarr") == chunks(tmp_path / "2.zarr") == chunks(made)
+    assert torch.get_num_threads() == threads
+
+
+def test_memory_that_is_not_there_is_one_line(cube: Cube, run: Run, tmp_path: Path) -> None:
+    sizes = run.recipe.embed.model_copy(update={"patch": 1 << 20})  # more than an address can say
+    with pytest.raises(NoResources, match="out of memory"):
+        embed.embed(cube, run, [YEAR], tmp_path / "e.zarr", device=CPU, how=How(sizes, memory=1 << 60, seams=False))
+
+
+def test_weights_that_change_meanwhile_are_refused(run: Run) -> None:
+    with pytest.raises(BadInput, match="has changed: its weights are"):
+        engine.network(run, "cpu", run.recipe.embed, "of another version")
 
 
 def test_supports_are_years_counted_from_the_cubes_start() -> None:

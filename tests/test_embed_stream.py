@@ -19,7 +19,7 @@ from servers import file_server
 from test_embed import chunks, hashes, untrained_run
 from test_secrets import KEY, SIGNATURE, STEM, host, publish
 
-from aefcli import embed, field, ledger
+from aefcli import embed, field, item, ledger
 from aefcli.checkpoint import Run
 from aefcli.cube import Request, check, fetch, open_cube
 from aefcli.cube.fetch import plan as searched
@@ -160,7 +160,7 @@ def test_killed_in_the_middle_and_resumed(
 def test_where_nothing_was_seen_is_nodata_and_nothing_is_read(toy: Toy, run: Run, tmp_path: Path) -> None:
     """The east of a catalog that has the west alone; its files are behind a server that counts."""
     with file_server(toy.folder) as files:
-        west = [item for item in toy.over(files.url) if item["id"].startswith("S2A_33TWM")]
+        west = [one for one in toy.over(files.url) if one["id"].startswith("S2A_33TWM")]
         catalog = toy.saved(west, "west.json")
         out = tmp_path / "e.zarr"
         done = embed.from_catalog(asked(f"{files.url}/west.json"), run, PERIODS[:1], out, device=CPU, how=QUICK)
@@ -201,8 +201,8 @@ def test_nothing_secret_is_kept_and_what_was_signed_is_signed_anew(
     for name, value in (("web.PATIENCE", 1.0), ("web.TRIES", 2), ("read.TRIES", 2)):
         monkeypatch.setattr(f"aefcli.cube.{name}", value)
     (archive := tmp_path / "archive").mkdir()
-    for item in toy.items:
-        (archive / item["id"]).symlink_to(toy.folder / item["id"])
+    for one in toy.items:
+        (archive / one["id"]).symlink_to(toy.folder / one["id"])
     (folder := tmp_path / "field").mkdir()
 
     def made() -> embed.Streamed:
@@ -228,15 +228,37 @@ def test_an_area_leaves_the_rest_nodata(patchy: Path, made: Path, run: Run, tmp_
     west, south, east, north = (getattr(TOY_BOX, side) for side in ("west", "south", "east", "north"))
     area = shapely.Polygon([(west, south), (west, north), ((west + east) / 2, north)]).wkt
     out = tmp_path / "e.zarr"
-    embed.from_catalog(asked(patchy, area=area), run, PERIODS[:1], out, device=CPU, how=QUICK)
+    catalog = with_documents(json.loads(patchy.read_text())["features"], tmp_path)
+    embed.from_catalog(asked(catalog, area=area), run, PERIODS[:1], out, device=CPU, how=QUICK)
     codes, whole = (field.open_field(path)["embeddings"].values[0] for path in (out, made))
     there = (codes != field.NODATA).any(axis=0)
     assert 0.1 < there.mean() < 0.4
     np.testing.assert_array_equal(codes[:, there], whole[:, there])
+    links = json.loads(item.write(out).read_text())["links"]
+    assert {link["title"] for link in links if link["rel"] == "derived_from"} == {
+        one.parent.name for one in tmp_path.glob("S2A*/*.json")
+    }
+
+
+def with_documents(items: list[dict[str, Any]], folder: Path) -> Path:
+    """A catalog of the same files, with each item's document beside its files."""
+    moved = []
+    for one in items:
+        (folder / one["id"]).mkdir()
+        assets = {}
+        for key, asset in one["assets"].items():
+            file = folder / one["id"] / Path(asset["href"]).name
+            file.hardlink_to(asset["href"])
+            assets[key] = {"href": str(file)}
+        moved.append({**one, "assets": assets})
+        (folder / one["id"] / f"{one['id']}.json").write_text(json.dumps(moved[-1]))
+    path = folder / "items.json"
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": moved}))
+    return path
 
 
 def test_a_catalog_without_what_the_model_reads_is_refused(toy: Toy, run: Run, tmp_path: Path) -> None:
-    others = [{**item, "collection": "others"} for item in toy.items]
+    others = [{**one, "collection": "others"} for one in toy.items]
     with pytest.raises(BadInput, match=f"gives nothing that {run.name} reads: sentinel-2: .*landsat: "):
         embed.from_catalog(asked(toy.saved(others, "others.json")), run, PERIODS, tmp_path / "e.zarr", device=CPU)
     with pytest.raises(BadInput, match="nothing to fetch"):

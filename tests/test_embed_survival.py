@@ -24,7 +24,7 @@ from aefcli import embed, field, ledger
 from aefcli.checkpoint import Run
 from aefcli.cube import Cube, Work
 from aefcli.embed import How
-from aefcli.errors import BadInput, NoResources
+from aefcli.errors import BadInput, Damaged, NoResources
 from aefcli.extent import Period
 
 CPU = torch.device("cpu")
@@ -174,6 +174,39 @@ def test_a_growing_field_that_is_stopped_stays_whole(
     done = embed.embed(cube, run, PERIODS[:1], out, device=CPU)
     assert 0 < done.written < 9, "what was made before the stop is kept"
     assert {name for name, _ in chunks(out).items()} == {*whole}
+
+
+def test_an_unfinished_field_says_what_it_was_begun_with(cube: Cube, run: Run, tmp_path: Path) -> None:
+    out, how = tmp_path / "e.zarr", How(seams=False)
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        embed.embed(cube, run, PERIODS[1:], out, device=CPU, how=how, progress=stop)
+    with pytest.raises(BadInput) as refused:
+        embed.embed(cube, run, PERIODS[:1], out, device=CPU, how=how)
+    begun = f"{out} is unfinished, and was begun with --period 2023-07-01:2023-07-31"
+    assert str(refused.value) == f"{begun} (run that first, or give --overwrite)"
+    assert 0 < embed.embed(cube, run, PERIODS[1:], out, device=CPU, how=how).written < 9
+    assert embed.embed(cube, run, PERIODS[:1], out, device=CPU, how=how).adopted == 9
+
+
+@pytest.mark.parametrize("dask", [None, "2"], ids=["threads", "a cluster"])
+def test_a_damaged_cube_is_one_line_and_resumable(
+    run: Run, whole: dict[str, bytes], tmp_path: Path, dask: str | None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cube, out = made_up_cube(tmp_path / "cube.zarr"), tmp_path / "e.zarr"
+    chunk = cube.path / "sentinel-2" / "B04" / "c" / "0" / "0" / "0"
+    sound = chunk.read_bytes()
+    chunk.write_bytes(sound[:500] + bytes([sound[500] ^ 1]) + sound[501:])
+    how = How(seams=False, work=Work(2, dask))
+    with pytest.raises(Damaged, match=r"B04/c/0/0/0 is damaged"):
+        embed.embed(cube, run, PERIODS, out, device=CPU, how=how)
+    assert "Traceback" not in capfd.readouterr().err
+    chunk.write_bytes(sound)
+    embed.embed(cube, run, PERIODS, out, device=CPU, how=How(seams=False))
+    assert chunks(out) == whole
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -3,7 +3,8 @@
 The items are searched for once and frozen in the field's records, as those of a cube are. Each part is fetched with
 what patches reach around it into a small cube beside those records, embedded, and removed; while one is embedded the
 next is fetched, so that the disk holds two of them at most. The vectors are those that a cube of the whole would give:
-its frames, its lattice of patches, its support periods. A killed run goes on with what its last part had.
+its frames, its lattice of patches, its support periods. (Files of another zone are warped window by window, to within
+an eighth of a cell: there they differ as much as that.) A killed run goes on with what its last part had.
 """
 
 from __future__ import annotations

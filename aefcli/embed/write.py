@@ -114,12 +114,16 @@ class Plan:
         """Units of work, a tile for a period each, by their names."""
         return {unit_of(period, tile): (time, tile) for time, period in enumerate(self.periods) for tile in self.tiles}
 
+    @property
+    def place(self) -> str:
+        """Where the cube lies, seen from where the field lies."""
+        return os.path.relpath(self.cube.path.resolve(), self.out.resolve().parent)
+
     def template(self, path: Path) -> None:
         """Everything but the chunks."""
         request = self.request
-        cube = os.path.relpath(self.cube.path.resolve(), self.out.resolve().parent)
         attrs = {
-            **({"aef:cube": cube} if self.asked is None else {}),
+            **({"aef:cube": self.place} if self.asked is None else {}),
             "aef:key": ledger.digest(request),
             "aef:model": dict(self.identity),
             "aef:recipe": self.run.recipe.to_toml(),
@@ -212,8 +216,9 @@ def embed(
     limits = plan.room()
     reach(plan.how.work)
     old = _Old.of(before, plan) if before and before.request != plan.request else None
-    units, stats = plan.units(), Stats()
-    with ledger.build(out, plan.request, dict, overwrite=overwrite or old is not None) as build, storing(out):
+    units, stats, known = plan.units(), Stats(), {"cube": plan.place}  # for `aef repair` of a field without metadata
+    aside = overwrite or old is not None
+    with ledger.build(out, plan.request, lambda: known, overwrite=aside) as build, storing(out):
         if not build.complete:
             build.template(plan.template)
             adopted = old.adopt(build, units) if old else 0
@@ -248,8 +253,8 @@ def mend(
     if record is None or not record.finished:
         raise BadInput(f"{out} is no finished field with its records", "run aef embed again: it resumes")
     request = record.request
-    if "patches" not in request:
-        raise BadInput(f"{out} was made by an earlier version of aef", "embed anew with --overwrite")
+    if not {"cube", "patches"} <= set(request):
+        raise BadInput(f"{out} was made by an earlier version, or from no cube", "embed anew with --overwrite")
     periods, sizes = _periods(request), Embed(**request["patches"])
     how = How(sizes, None, request.get("area"), request["dtype"], request.get("uncertainty", 0), work=work)
     plan = _planned(cube, run, periods, out, how, device)
@@ -417,8 +422,9 @@ def _mend_metadata(plan: Plan, out: Path, names: Sequence[str]) -> None:
 
 @contextmanager
 def storing(out: Path) -> Iterator[None]:
-    """A disk that refuses, as one line."""
+    """A disk that refuses, as one line: the field's own, or the one that the cube lies on."""
     try:
         yield
     except OSError as error:
-        raise NoResources(f"cannot write {out}: {error.strerror or error}", "make room, then run again") from error
+        where, why = error.filename or out, error.strerror or error
+        raise NoResources(f"cannot read or write {where}: {why}", "make room, or give leave, then run again") from error
