@@ -12,6 +12,7 @@ import numpy as np
 
 from aefcli.colours import Colours
 from aefcli.extent import Period
+from aefcli.field import degrees
 from aefcli.published import open_vectors
 from aefcli.report.page import DPI, destination, save
 from aefcli.report.thin import Thinned, cosines, painter_of, position, time_of, title, vectors_at
@@ -121,7 +122,7 @@ def view(vectors: Vectors, time: int = 0) -> View:
         rgb=np.where(rgba[..., 3:] > 0, rgba[..., :3], np.uint8(_BLANK)),
         bounds=grid.boundingbox.bbox,
         crs=str(grid.crs),
-        lonlat=grid.geographic_extent.boundingbox.bbox,
+        lonlat=degrees(grid),
     )
 
 
