@@ -232,7 +232,7 @@ def test_little_memory_changes_nothing_and_too_little_is_refused(
 ) -> None:
     needed = tiling.room(1 << 40, 1, 46, 200, 2, run.recipe.embed, 1)
     assert (needed.workers, needed.periods) == (1, 2)
-    embed.embed(cube, run, YEAR_AND_MONTH, tmp_path / "e.zarr", device=CPU, how=How(memory=450 << 20, work=Work(4)))
+    embed.embed(cube, run, YEAR_AND_MONTH, tmp_path / "e.zarr", device=CPU, how=How(memory=520 << 20, work=Work(4)))
     assert chunks(tmp_path / "e.zarr") == chunks(made)
     with pytest.raises(NoResources, match=r"--memory 1 MiB: one patch of 48 px with 45 frames"):
         embed.embed(cube, run, YEAR_AND_MONTH, tmp_path / "x.zarr", device=CPU, how=How(memory=1 << 20))
@@ -243,7 +243,7 @@ def test_room_gives_up_periods_then_workers_then_refuses() -> None:
     sizes = toy_recipe().embed
     rich = tiling.room(1 << 40, 4, 50, 250, 48, sizes, 1)
     assert (rich.workers, rich.periods) == (4, 48)
-    seen = [tiling.room(memory << 20, 4, 50, 250, 48, sizes, 1) for memory in (4000, 2000, 900, 500)]
+    seen = [tiling.room(memory << 20, 4, 50, 250, 48, sizes, 1) for memory in (4000, 2000, 1000, 560)]
     assert [room.periods % tiling.AT_ONCE for room in seen] == [0] * 4, "the same ones are summarised together"
     assert [(a.periods, a.workers) >= (b.periods, b.workers) for a, b in pairwise(seen)] == [True] * 3
     assert seen[-1].periods == 4

@@ -203,7 +203,7 @@ def test_a_damaged_cube_is_one_line_and_resumable(
     how = How(seams=False, work=Work(2, dask))
     with pytest.raises(Damaged, match=r"B04/c/0/0/0 is damaged"):
         embed.embed(cube, run, PERIODS, out, device=CPU, how=how)
-    assert "Traceback" not in capfd.readouterr().err
+    assert "is damaged" not in capfd.readouterr().err, "dask tells nothing of it"
     chunk.write_bytes(sound)
     embed.embed(cube, run, PERIODS, out, device=CPU, how=How(seams=False))
     assert chunks(out) == whole

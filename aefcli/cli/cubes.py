@@ -359,9 +359,11 @@ def repair(
     """Fetch what is damaged or missing in a cube again, or compute it again in a field."""
     must_exist([store], "give a cube or a field")
     from aefcli import cube as cubes
+    from aefcli import ledger
 
-    work = cubes.Work(workers or cores())
-    if kind_of(store) == "embedding-field":
+    work, record = cubes.Work(workers or cores()), ledger.read(store)
+    # Where the root's metadata is what is damaged, the records know.
+    if "embedding-field" in (kind_of(store), str(record and record.request.get("format")).partition("/")[0]):
         if stac:
             raise BadInput("--stac goes with a cube", "leave it out: a field is computed again")
         return _mended(store, model, device, work)
@@ -381,18 +383,27 @@ def _mended(store: Path, model: Path | None, device: str, work: Work) -> Result:
     from aefcli.cube import open_cube
     from aefcli.embed import mend
 
-    request = (record.request if (record := ledger.read(store)) else {}) or {}
+    record = ledger.read(store)
+    request = record.request if record else {}
     if "catalog" in request:
         raise BadInput(f"{store} is straight from a catalog: no cube of it is kept", "aef embed --overwrite makes it")
     known = request.get("model", {})
     run = checkpoint.open_run(model) if model else checkpoint.made_by(known, store.resolve().parent / "runs")[0]
     if run is None:
         raise BadInput(f"no run here made {store}: it was {known.get('run')}", "--model names the run's folder")
-    place = json.loads((store / "zarr.json").read_text())["attributes"].get("aef:cube", "")
-    must_exist([cube := store.parent / str(place)], f"{store} was made of it: put it back")
+    place = (record.plan if record else {}).get("cube") or _said(store)
+    must_exist([cube := store.parent / place], f"{store} was made of it: put it back")
     with bar("repairing") as progress:
         done = mend(store, open_cube(cube), run, device=device_of(device), work=work, progress=progress)
     if done.changed:
         note(f"{len(done.changed)} of {done.units} units hold other bytes than before: another machine or version")
     figures = {"files": list(done.files), "units": done.units, "changed": list(done.changed)}
     return Result("repair", [store], figures, [f"{store}: {len(done.files)} files mended"])
+
+
+def _said(store: Path) -> str:
+    """The cube that a field names, as fields of earlier versions alone have it."""
+    try:
+        return str(json.loads((store / "zarr.json").read_text())["attributes"]["aef:cube"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise BadInput(f"{store} no longer says which cube it was made of", "embed anew with --overwrite") from error

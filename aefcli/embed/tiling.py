@@ -27,10 +27,8 @@ _MOST = 4  # chunks along a tile's side
 AT_ONCE = 4  # valid periods summarised together; memory grows with it, time hardly falls beyond
 JOBS = 2  # tiles at hand in a process
 _PIXEL = 9  # bytes of a value read and of what is kept beside it: float32, float32 weight, one bool
-_WORKING = (
-    384 << 20,
-    16,
-)  # bytes that encoding takes, and more per byte of frames: above what nano and small were seen at
+# Bytes that encoding takes, and more for each byte of frames: above what nano and small were seen at.
+_ENCODING, _BY_FRAMES = 448 << 20, 16
 
 
 def tile_side(sizes: Embed, chunk: int | None = None) -> int:
@@ -140,7 +138,7 @@ def room(memory: int, workers: int, frames: int, values: int, periods: int, size
     side, together = tile_side(sizes), min(AT_ONCE, periods)
     patch = sizes.patch**2 * (4 * values + (_PIXEL - 4) * frames)
     buffer = JOBS * side**2 * (field.DIMENSIONS * itemsize + 8)  # of one period
-    working = _WORKING[0] + patch * (1 + _WORKING[1])
+    working = _ENCODING + patch * (1 + _BY_FRAMES)
     least = working + together * buffer
     if memory < least:
         what = f"one patch of {sizes.patch} px with {frames} frames takes about {_size(least)}"
