@@ -105,7 +105,6 @@ def from_catalog(
         plan = Plan(cube, run, how, device, whole, sizes, names, identity, ordered(periods), out, asked)
         going = _Stream(build, plan, planned, progress)
         if not build.complete:
-            build.template(plan.template)
             going.do()
             build.finish(field.finish)
         notes, count = tuple(build.plan["notes"]), sum(map(len, items.values()))
@@ -175,6 +174,8 @@ class _Stream:
     def do(self) -> None:
         """Fetch and embed what remains."""
         slabs = slabs_of(self.plan)
+        self._planned(slabs[0])
+        self.build.template(self.plan.template)
         total = sum(len(slab.units) for slab in slabs)
         left = [slab for slab in slabs if self.build.remaining(slab.units)]
         done = total - sum(len(slab.units) for slab in left)
@@ -194,14 +195,18 @@ class _Stream:
             if path.name not in known:
                 _remove(path)
 
+    def _planned(self, slab: Slab) -> tuple[Planned, Part]:
+        """What is read for a slab, and where the field's grid lies in it; refused where memory is too little for it."""
+        window, whole = self.planned.within(slab.window), self.plan.part
+        part = self.planned.part(window, list(self.supports))
+        lies = Part(whole.grid, whole.top - window.top, whole.left - window.left, whole.area)
+        replace(self.plan, cube=part.cube(self.folder), part=lies).room()
+        return part, lies
+
     def _fetched(self, slab: Slab) -> tuple[Cube, Part]:
         """A slab as a cube, and where the field's grid lies in it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        window = self.planned.within(slab.window)
-        part = self.planned.part(window, list(self.supports))
-        whole = self.plan.part
-        lies = Part(whole.grid, whole.top - window.top, whole.left - window.left, whole.area)
-        replace(self.plan, cube=part.cube(self.folder), part=lies).room()  # too little memory: before it is read
+        part, lies = self._planned(slab)
         cube = part.fetch(self.folder / slab.name, Work(self.plan.how.work.threads))
         self.fetched += 1
         return cube, lies
