@@ -30,6 +30,7 @@ from aefcli.errors import AefError, BadInput, NoResources
 from aefcli.extent import Period, Tile
 from aefcli.recipe import Embed
 
+_PATIENCE = 4.0  # seconds
 _turn = threading.Lock()  # at the GPU
 _loading = threading.Lock()
 _OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory")  # as torch says it, on any device
@@ -189,7 +190,7 @@ class _Buffers:
 def computed(jobs: Sequence[Job], work: Work) -> Generator[tuple[Job, Made], None, None]:
     """Do jobs, a few in flight so that memory is bounded; each as it gets done.
 
-    Closed early, what is running ends at its next patch.
+    Closed early, what is running ends at its next patch; a patch that takes longer is not waited for.
     """
     todo, running, stop = iter(jobs), dict[Future[Made | Exception], Job](), threading.Event()
     with _workers(work, stop) as (submit, at_once):
@@ -207,6 +208,7 @@ def computed(jobs: Sequence[Job], work: Work) -> Generator[tuple[Job, Made], Non
             stop.set()
             for future in running:
                 future.cancel()
+            wait(running, timeout=_PATIENCE)
 
 
 def _told(job: Job, threads: Executor | None = None, stop: threading.Event | None = None) -> Made | Exception:
@@ -231,8 +233,10 @@ def _workers(work: Work, stop: threading.Event) -> Iterator[tuple[Callable[[Job]
             yield lambda job: pool.submit(_told, replace(job, cube=getattr(job.cube, "path", job.cube))), 2 * count
         return
     before = torch.get_num_threads()
+    pool, threads = ThreadPoolExecutor(JOBS), ThreadPoolExecutor(work.threads)
     try:
-        with ThreadPoolExecutor(JOBS) as pool, ThreadPoolExecutor(work.threads) as threads:
-            yield lambda job: pool.submit(_told, job, threads, stop), JOBS
+        yield lambda job: pool.submit(_told, job, threads, stop), JOBS
     finally:
+        for each in (pool, threads):
+            each.shutdown(wait=False, cancel_futures=True)
         torch.set_num_threads(before)
