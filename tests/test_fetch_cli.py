@@ -319,9 +319,9 @@ PATHS: dict[str, tuple[str, ...]] = {
     "attach CUBE": ("attach", "--source", "nlcd", "--", "{}", "a.tif"),
     "FILE": ("attach", "--source", "nlcd", "--", "cube.zarr", "a.tif"),
     "verify CUBE|FIELD": ("verify",),
-    "repair CUBE": ("repair",),
+    "repair CUBE|FIELD": ("repair",),
     "plot CUBE|FIELD|RUN": ("plot",),
-    "CUBE|RUN|RECIPE": ("info",),
+    "CUBE|FIELD|RUN|RECIPE": ("info",),
 }
 
 
