@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from aefcli.checkpoint import Run
     from aefcli.cube import Cube
+    from aefcli.embed import Embedded
     from aefcli.recipe import Embed
     from aefcli.start import Start
     from aefcli.text import Texts
@@ -278,13 +279,16 @@ def embed(
             note(*streamed.notes)
             notes += streamed.notes
     beside = _beside(done.path, cube, run, made=done.written > 0)
-    data = cube or "the catalog"
+    return _embedded(done, {"model": run.name, "notes": notes}, more, f"{cube or 'the catalog'}", beside)
+
+
+def _embedded(done: Embedded, first: dict[str, Any], more: dict[str, Any], data: str, beside: list[Path]) -> Result:
+    """What an embed ends with, told and as figures."""
     note(*(f"{outside} holds no frame of {data}: its embeddings are extrapolated" for outside in done.extrapolated))
-    note(f"model {run.name}, {counted(len(done.periods), 'period')}" if done.written else "already complete")
+    note(f"model {first['model']}, {counted(len(done.periods), 'period')}" if done.written else "already complete")
     note(*([str(done.seam)] if done.seam else []))
     figures = {
-        "model": run.name,
-        "notes": notes,
+        **first,
         "periods": [str(each) for each in done.periods],
         "extrapolated": [str(each) for each in done.extrapolated],
         "tiles": done.tiles,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aefcli.cli.app import Json, Quiet, Result, app, cores, lines, must_exist, on_disk
+from aefcli.cli.app import Json, Quiet, Result, app, cores, kind_of, lines, must_exist, on_disk
 from aefcli.cli.recipes import named
 from aefcli.errors import BadInput
 from aefcli.extent import Period
@@ -50,7 +49,7 @@ def info(
         raise BadInput(f"--frames {frames} goes with a run or a recipe, not with {what}", "leave it out")
     if Path(what).suffix.lower() in _RASTERS:
         must_exist([Path(what)], "name a cube, a field, a run or a recipe")
-    family = _family(Path(what)) if store else ""
+    family = kind_of(Path(what)) if store else ""
     if family == "embedding-field" or (store and _may_be_field(Path(what))):
         _says_its_own(Path(what), family, period)
         return _described(Path(what), Period.parse(period) if period else None)
@@ -232,7 +231,7 @@ def plot(
     is_page = out is not None and out.suffix.lower() == ".html"
     if between and place:
         raise BadInput(f"--change does not go with --at {at}", "each is a picture of its own")
-    family = _family(store)
+    family = kind_of(store)
     is_run = (store / "recipe.toml").is_file()
     if family == "datacube" or is_run:
         of_fields = {"--at": at, "--change": change, "--period": period, f"--out {out}": is_page}
@@ -293,13 +292,3 @@ def _may_be_field(path: Path) -> bool:
     names = ("embeddings/zarr.json", "embeddings/.zarray", "embedding/zarr.json", "embedding/.zarray")
     groups = (path, *path.iterdir())  # a store may have a group for each CRS
     return any((group / name).is_file() for group in groups for name in names)
-
-
-def _family(store: Path) -> str:
-    """The kind of store that a path holds, as its root says: datacube, embedding-field, or nothing."""
-    try:
-        document = json.loads((store / "zarr.json").read_text())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return ""
-    attributes = document.get("attributes") if isinstance(document, dict) else None
-    return str((attributes or {}).get("aef:format", "")).partition("/")[0]

@@ -1,8 +1,8 @@
 """Tiles that are written once, the patches laid over them, and the memory that both take.
 
-Patches have a halo, which is read and trimmed: blending the overlap instead costs half as much again and leaves the
-same pixel under two tilings as different (`python -m bench.tiling`). They lie on one lattice that starts at the cube's
-corner, so that a part of a cube has the vectors that the whole has.
+Patches have a halo, which is read and trimmed: blending the overlap instead needs the patches around a tile too, and
+leaves the same pixel under two tilings as different (`python -m bench.tiling`). They lie on one lattice that starts at
+the cube's corner, so that a part of a cube has the vectors that the whole has.
 """
 
 from __future__ import annotations
