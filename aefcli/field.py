@@ -247,15 +247,9 @@ def finish(path: Path) -> None:
 
     Doing it again changes nothing. Whether every chunk is there is for the ledger to say.
     """
-    import warnings
-
     import zarr
 
-    with warnings.catch_warnings():
-        # On the writing side, and there alone, zarr warns that format 3 has no consolidated metadata yet.
-        # Without it, xarray warns every reader of a plain `open_zarr` instead.
-        warnings.filterwarnings("ignore", "Consolidated metadata is currently not part", UserWarning)
-        zarr.consolidate_metadata(path, zarr_format=3)
+    zarr.consolidate_metadata(path, zarr_format=3)
     document = json.loads((path / "zarr.json").read_text())
     document["attributes"]["state"] = "complete"
     write_atomically(path / "zarr.json", json.dumps(document, indent=2).encode())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -148,9 +147,7 @@ def test_lineage_masked_assets_and_points_are_told(tmp_path: Path) -> None:
     root.create_group("text").create_array("vector", shape=(7, 384), dtype="float32")
     root.attrs.update({"aef:missing": ["S2_3_south/red", "LC08_1/qa_pixel"], "aef:points": ["text"]})
     attrs = {**cube.attrs, **dict(root.attrs)}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Consolidated metadata is currently not part", UserWarning)
-        zarr.consolidate_metadata(cube.path)
+    zarr.consolidate_metadata(cube.path)
     found = about(replace(cube, attrs=attrs))
     assert found.sources["sentinel-2"].platforms == {"sentinel-2a": 20, "sentinel-2b": 10}
     assert found.sources["sentinel-2"].masked == ("S2_3_south/red",)

@@ -258,9 +258,7 @@ def close(path: Path, missing: Sequence[str]) -> None:
     """Consolidate the metadata, so that a plain `xarray.open_zarr` of a group does not warn; `complete` comes last."""
     import zarr
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Consolidated metadata is currently not part", UserWarning)
-        zarr.consolidate_metadata(path, zarr_format=3)
+    zarr.consolidate_metadata(path, zarr_format=3)
     document = json.loads((path / "zarr.json").read_text())
     document["attributes"] |= {"state": "complete", **({"aef:missing": list(missing)} if missing else {})}
     ledger.write_atomically(path / "zarr.json", json.dumps(document, indent=2).encode())
