@@ -149,8 +149,9 @@ def _exchange(sizes: Sizes, patch: Patch, before: Sequence[str], after: Sequence
 def _summariser(sizes: Sizes, patch: Patch) -> Cost:
     """The pools of all sources, then the hidden layer to L and to the embedding."""
     cells, hidden = 4 * patch.periods * patch.cells("precision"), 2 * sizes.embedding
+    sharpness = Cost(1 if sizes.neighbours else 0)
     return _sum(_pool(sizes, patch, n) for n in patch.frames.values()) + (
-        Cost(hidden) + _linear(hidden, sizes.embedding, cells)
+        Cost(hidden) + _linear(hidden, sizes.embedding, cells) + sharpness
     )
 
 

@@ -81,6 +81,7 @@ class Model(_Table):
     pool_value: Positive  # width of what one of them pools
     # Numbers of a pixel itself that go round the encoder and are pooled beside them: a third its bands, the rest bent
     pool_detail: Annotated[int, Field(ge=3)]
+    neighbours: Annotated[int, Field(ge=0)]  # px around a pixel among which those that look alike are averaged
     embedding: Literal[64]  # d; the fields that users share hold 64
     kappa: Annotated[float, Field(gt=0)]
     decoder: Positive  # width of the decoders' two hidden layers

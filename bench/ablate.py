@@ -68,6 +68,7 @@ def variants(base: Recipe) -> dict[str, list[str]]:
         "kappa-80000": ["model.kappa=80000"],
         "expansion-4": ["model.precision_expansion=4"],
         "no-radar": [f"data.sources={list(frames)}", f"data.frames={list(frames.values())}"],
+        "no-neighbours": ["model.neighbours=0"],
         "no-agree": ["train.agree=0", "train.settle=0", "train.encoder_lr=2e-3"],
     }
 

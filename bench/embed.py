@@ -5,11 +5,12 @@ all cores; the encoder alone runs on frames that are in memory, on as many threa
 pixels, halo included; `overtiling` is encoded pixels per written one.
 
     end_to_end      the encoder's seconds over those of end to end, per pixel
-    months          twelve valid periods over one, of 16 frames; `months, full` of a year of 123 frames, one patch
+    months          twelve valid periods over one, of a year of 123 frames; and of 16 frames, where summaries weigh more
     memory          the peak of a process for 64 tiles over that for 4
     workers         one dask worker's seconds over two's, start of the cluster not counted (with two cores or more)
 
 The last two, and the line of cost through four areas and three numbers of frames, are of `nano` with tiles of 64 px.
+With `--quick` no process is started: memory is that of this one, and workers are left out.
 Correct: the codes in the field equal those of vectors computed apart from it. Medians of three.
 """
 
@@ -57,35 +58,39 @@ def run(folder: Path, setting: Setting) -> Result:
     cores, quick = len(os.sched_getaffinity(0)), setting.side < 256
     plan = setting.plan.replace(embed={"patch": 48, "halo": 8}) if quick else setting.plan
     model, cube = saved(folder / "run", plan), made_up(folder / "cube.zarr", setting.side)
-    whole, alone, twelve = [], [], []
+    full = made_up(folder / "full.zarr", plan.embed.patch - 2 * plan.embed.halo, 60 if quick else 5)
+    whole, alone, twelve, year, year_months = [], [], [], [], []
     for repeat in range(setting.repeats):
         whole.append(end_to_end(cube, model, [YEAR], folder / f"{repeat}.zarr", cores))
         alone.append(encoder(cube, model, cores))
         twelve.append(end_to_end(cube, model, MONTHS, folder / f"months-{repeat}.zarr", cores))
-    one, bare, months = (statistics.median(each) for each in (whole, alone, twelve))
-    full = made_up(folder / "full.zarr", plan.embed.patch - 2 * plan.embed.halo, 60 if quick else 5)
-    year = [end_to_end(full, model, each, folder / f"full-{len(each)}.zarr", cores) for each in ([YEAR], MONTHS)]
+        year.append(end_to_end(full, model, [YEAR], folder / f"full-{repeat}.zarr", cores))
+        year_months.append(end_to_end(full, model, MONTHS, folder / f"full-months-{repeat}.zarr", cores))
+    one, bare, months, long, long_months = map(statistics.median, (whole, alone, twelve, year, year_months))
     cells = patches_of(cube, plan)
     encoded = len(cells) * plan.embed.patch**2
     correct = {"end to end": Check(wrong(cube, model, folder / "0.zarr"), 0)}
     small = saved(folder / "nano", recipe.load("nano"))
-    side = 128 if quick else 512
+    side = 64 if quick else 512
     areas = [made_up(folder / f"peak-{pixels}.zarr", pixels).path for pixels in (side // 4, side)]
-    peaks = [apart(peak, path, small.path, path.with_name(f"{path.stem}-field.zarr")) for path in areas]
+    given = [(path, small.path, path.with_name(f"{path.stem}-field.zarr")) for path in areas]
+    peaks = [peak(*each) if quick else apart(peak, *each) for each in given]
     costs, line = scaling(folder, small, quick, cores)
     rows = [
         ("end to end, one period", f"{encoded / one:,.0f}", f"{one:.2f}", "end to end"),
         ("the encoder alone", f"{encoded / bare:,.0f}", f"{bare:.2f}", ""),
         ("end to end, twelve periods", f"{encoded / months:,.0f}", f"{months:.2f}", ""),
+        ("a patch of a year's frames", f"{plan.embed.patch**2 / long:,.0f}", f"{long:.2f}", ""),
+        ("the same, twelve periods", f"{plan.embed.patch**2 / long_months:,.0f}", f"{long_months:.2f}", ""),
     ]
     ratios = {
         "end_to_end": bare / one,
         "overtiling": encoded / (cube.shape[0] * cube.shape[1]),
-        "months": months / one,
-        "months, full": year[1] / year[0],
+        "months": long_months / long,
+        "months, 16 frames": months / one,
         "memory": peaks[1] / peaks[0],
     }
-    if cores > 1:
+    if cores > 1 and not quick:
         ratios["workers"] = apart(by_worker, folder, small.path, side, 1) / apart(
             by_worker, folder, small.path, side, 2
         )
@@ -193,7 +198,7 @@ def scaling(folder: Path, run: Run, quick: bool, cores: int) -> tuple[dict[str, 
     sides, cuts = ((32, 64), (1, 2)) if quick else ((64, 128, 192, 256), (1, 2, 4))
     rows, taken = [], {}
     for side in sides:
-        cube = made_up(folder / f"cube-{side}.zarr", side, 8)
+        cube = made_up(folder / f"cube-{side}.zarr", side, 36 if quick else 8)
         for cut in cuts:
             gone = {name: np.arange(len(source.times)) % cut > 0 for name, source in cube.sources.items()}
             fewer = without(cube, gone) if cut > 1 else cube

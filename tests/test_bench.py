@@ -27,7 +27,22 @@ from aefcli.train import train
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from bench import ablate, decoders, encoder, fetch, judge, knn, measure, memory, periods, ragged, reader, roofline
+from bench import (
+    ablate,
+    decoders,
+    embed,
+    encoder,
+    fetch,
+    judge,
+    knn,
+    measure,
+    memory,
+    periods,
+    ragged,
+    reader,
+    roofline,
+    tiling,
+)
 from bench.measure import Check, Result, Setting
 from bench.naive.model import Naive
 
@@ -160,6 +175,27 @@ def test_judging_runs_and_is_right(tmp_path: Path) -> None:
         file.write(said[:, ::-1])
     assert judge.right(tmp_path / "turned.tif") < 0.5
     assert judge.extrapolated((1_000_000, 2_000_000), (3, 4)) == pytest.approx(102)
+
+
+def test_embedding_runs_and_is_right(tmp_path: Path) -> None:
+    result = embed.run(tmp_path, TOY)
+    assert result.right, result.correct
+    assert {"end_to_end", "overtiling", "months", "months, 16 frames", "memory"} <= set(result.ratios)
+    assert all(value > 0 for value in result.ratios.values())
+    assert result.ratios["overtiling"] == (48 / 32) ** 2
+    assert len(result.notes["seconds of areas and frames"]) == 4
+    other = embed.saved(tmp_path / "other", TOY.plan.replace(train={"seed": 5}))
+    assert embed.wrong(open_cube(tmp_path / "cube.zarr"), other, tmp_path / "0.zarr") > 0
+
+
+def test_tiling_runs_and_patches_add_up(tmp_path: Path) -> None:
+    result = tiling.run(tmp_path, quick=True)
+    assert [row[0] for row in result.rows] == [f"nano, 80 px, halo 4, {way}" for way in ("trimmed", "blended")]
+    assert all(0 < float(mean) < float(most) < 90 for _, mean, most, *_ in result.rows)
+    assert set(result.ratios) == {"nano 80/4, blended over trimmed"}
+    for blended in (False, True):
+        weight = tiling.ramp(80, 4, blended)
+        np.testing.assert_allclose(weight[:, :8] + weight[:, -8:], weight[:, 8:16])
 
 
 def test_a_fold_by_scikit_learn_tells_other_draws_apart() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy.special import ive
 from scipy.stats import ks_2samp, vonmises_fisher
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,7 +19,7 @@ from toys import YEAR, noise_frames, noise_inputs, sub_pixel_share, toy_recipe
 from aefcli import checkpoint
 from aefcli.batch import DAY, Frames, stack
 from aefcli.extent import Period
-from aefcli.model import Model, Pool, position, relative, sample_vmf, staggered, summariser, timecode
+from aefcli.model import Model, Neighbours, Pool, position, relative, sample_vmf, staggered, summariser, timecode
 
 VALID = torch.tensor([[[YEAR.start, YEAR.end]]] * 2)
 
@@ -300,14 +301,43 @@ def test_cells_that_no_frame_saw_take_no_part_in_their_neighbours(model: Model) 
     encoded = model.encode(noise_inputs())
     present = encoded.present.clone()
     present[:, :, 8:] = False
+    seen = encoded.seen.clone()
+    seen[:, :, 16:] = False
     alike = encoded.features[..., :1, :1].expand_as(encoded.features)
     same, clear = torch.ones_like(encoded.detail), torch.zeros_like(encoded.clear)
-    given = replace(encoded, features=alike, detail=same, clear=clear, present=present)
+    given = replace(encoded, features=alike, detail=same, clear=clear, present=present, seen=seen)
     out = even(given, VALID)[..., :16]
     torch.testing.assert_close(out, out[..., :1, :1].expand_as(out), atol=1e-5, rtol=0)
     poisoned, spoilt, odd = (torch.where(present[:, None], each, torch.nan) for each in (alike, same, clear[:, None]))
     again = even(replace(given, features=poisoned, detail=spoilt, clear=odd[:, 0]), VALID)[..., :16]
     torch.testing.assert_close(again, out)
+
+
+@pytest.mark.parametrize(("reach", "height", "width"), [(1, 6, 5), (2, 7, 9), (3, 3, 2)])
+def test_neighbours_are_weighed_by_how_alike_they_are(reach: int, height: int, width: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    vectors = F.normalize(torch.randn(2, 8, height, width, generator=generator), dim=1)
+    seen = torch.rand(2, height, width, generator=generator) < 0.7
+    part = Neighbours(reach)
+    expected = torch.zeros_like(vectors)
+    for n, y, x in np.ndindex(2, height, width):
+        for v, u in np.ndindex(height, width):
+            if max(abs(v - y), abs(u - x)) <= reach and (seen[n, v, u] or (v, u) == (y, x)):
+                alike = part.log_sharpness.exp() * (vectors[n, :, y, x] @ vectors[n, :, v, u] - 1)
+                expected[n, :, y, x] += alike.exp() * vectors[n, :, v, u]
+    assert torch.allclose(part(vectors, seen), F.normalize(expected, dim=1), atol=1e-6)
+
+
+def test_neighbours_average_noise_and_keep_borders() -> None:
+    """Two parcels of orthogonal vectors: noise falls within them, and nothing of either crosses."""
+    generator = torch.Generator().manual_seed(0)
+    parcels = torch.zeros(1, 16, 12, 12)
+    parcels[:, 0, :, :6], parcels[:, 1, :, 6:] = 1.0, 1.0
+    noisy = F.normalize(parcels + 0.05 * torch.randn(parcels.shape, generator=generator), dim=1)
+    calm = Neighbours(2)(noisy, torch.ones(1, 12, 12, dtype=torch.bool))
+    before, after = (torch.rad2deg(torch.arccos((each * parcels).sum(1))).mean() for each in (noisy, calm))
+    assert after < before / 2
+    assert (calm[:, 1, :, :6].mean() - noisy[:, 1, :, :6].mean()).abs() < 1e-3
 
 
 def test_sub_pixel_position_explains_little_variance() -> None:

@@ -33,6 +33,7 @@ def toy_recipe(**tables: dict[str, object]) -> recipe.Recipe:
         "pool_width": 4,
         "pool_value": 4,
         "pool_detail": 6,
+        "neighbours": 1,
         "decoder": 32,
     }
     small = {
@@ -88,7 +89,7 @@ def noise_inputs(**options: int) -> dict[str, Frames]:
     return {name: noise_frames(name, seed=index, **options) for index, name in enumerate(INPUTS)}
 
 
-def made_up_cube(path: Path, *, side: int = 96, seed: int = 0, hole: bool = True) -> Cube:
+def made_up_cube(path: Path, *, side: int = 96, seed: int = 0, hole: bool = True, epsg: int = 32633) -> Cube:
     """A cube of two smooth land covers with seasons: Sentinel-2 every 12 days, Sentinel-1 every 24, at 10 m.
 
     With `hole`, the top left 12x12 px are clouded in every frame, so that the field has nodata there.
@@ -116,7 +117,7 @@ def made_up_cube(path: Path, *, side: int = 96, seed: int = 0, hole: bool = True
             for _, values in variables.values():
                 values[:, :12, :12] = SOURCES[name].nodata
         coords = {"time": start + days * np.timedelta64(1, "D"), "y": y, "x": x}
-        return xr.Dataset(variables, coords).rio.write_crs("EPSG:32633")
+        return xr.Dataset(variables, coords).rio.write_crs(epsg)
 
     made = {
         "sentinel-2": dataset("sentinel-2", 12, 2000.0, 0.5, 0.05),

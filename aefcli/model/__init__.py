@@ -13,6 +13,7 @@ its parts follow the paper's, each is at most a few pages long, and none imports
     parts        small parts that others are made of
     stem         a frame of one source to the encoder's grid (2)
     encoder      space, time and precision side by side, and their exchange (3)
+    neighbours   the mean of those that look alike
     summariser   attention pooling for a valid period, up-sampling, projection, unit length (5)
     bottleneck   a von Mises-Fisher sample around the embedding (6)
     decoders     from the sample back to each source, and texts (7, 8)
@@ -22,6 +23,7 @@ its parts follow the paper's, each is at most a few pages long, and none imports
 from aefcli.model.bottleneck import sample_cosine, sample_vmf
 from aefcli.model.decoders import Decoder, TextHead
 from aefcli.model.encoder import Attention, Block, Precision, Resample, Space, Time, cell_angles, rotate, staggered
+from aefcli.model.neighbours import Neighbours
 from aefcli.model.network import Model
 from aefcli.model.packing import Encoded, Layout, slots
 from aefcli.model.parts import Perceptron, silent, unit
@@ -36,6 +38,7 @@ __all__ = [
     "Encoded",
     "Layout",
     "Model",
+    "Neighbours",
     "Perceptron",
     "Pool",
     "Precision",

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from aefcli.model.neighbours import Neighbours
 from aefcli.model.packing import Encoded, Layout
 from aefcli.model.parts import Perceptron, silent, unit
 from aefcli.model.timecodes import PERIOD, TIMECODE, describe, relative, timecode
@@ -140,7 +141,8 @@ class Pool(nn.Module):
 
 
 class Summariser(nn.Module):
-    """For a valid period: attention pooling of each source's frames, up-sampling to L, projection, unit length.
+    """For a valid period: attention pooling of each source's frames, up-sampling to L, projection, unit length, and
+    the mean of the neighbours that look alike.
 
     Up-sampling expands what the cells add to the hidden layer bilinearly and adds to each pixel what it showed itself,
     projected alike for all pixels. (Separate weights per sub-pixel would let the four pixels of a cell use four codes,
@@ -155,6 +157,7 @@ class Summariser(nn.Module):
         self.pools = nn.ModuleDict({name: Pool(sizes) for name in sources})
         self.level = nn.Parameter(torch.zeros(hidden))
         self.shared = nn.Conv2d(hidden, sizes.embedding, 1)
+        self.neighbours = Neighbours(sizes.neighbours) if sizes.neighbours else None
 
     def forward(
         self, encoded: Encoded, valid: Int[Tensor, "b p 2"], checkpointing: bool = False
@@ -169,7 +172,10 @@ class Summariser(nn.Module):
         expand = partial(F.interpolate, scale_factor=2, mode="bilinear", align_corners=False)
         hidden = expand(cells * some) / expand(some.to(cells.dtype)).clamp(min=0.1) + pixels
         hidden = hidden + self.level.to(hidden.dtype)[:, None, None]
-        return unit(self.shared(F.gelu(hidden)), dim=1).unflatten(0, valid.shape[:2])
+        vectors = unit(self.shared(F.gelu(hidden)), dim=1)
+        if self.neighbours is not None:
+            vectors = self.neighbours(vectors, encoded.seen.repeat_interleave(valid.shape[1], 0))
+        return vectors.unflatten(0, valid.shape[:2])
 
     def pooled_detail(
         self, encoded: Encoded, valid: Int[Tensor, "b 1 2"]
