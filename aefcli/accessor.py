@@ -48,7 +48,8 @@ def open_field(path: Path | str, chunks: Any = None) -> xr.Dataset:
     """Open a finished field: `embeddings` (time, embedding, y, x) as stored, and what lies beside them. Reads none.
 
     `chunks` as xarray takes them ("auto", {}, {"y": 512, "x": 512}) makes every array dask; {} takes the chunks
-    stored. Raises BadInput where there is no finished field.
+    stored. Of several fields in a group one is opened by its own path, `region.zarr/a`. Raises BadInput where there is
+    no finished field.
     """
     found = _open(Path(path))
     if chunks is None:

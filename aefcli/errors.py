@@ -1,7 +1,7 @@
 """Errors a user can act on, and the exit codes they end in.
 
-Owns the one family of errors that the command line turns into a single line. Anything else that escapes is a
-fault of ours: it keeps its traceback and ends in exit code 1.
+Owns the one family of errors that the command line turns into a single line, and how such lines name and count
+things. Anything else that escapes is a fault of ours: it keeps its traceback and ends in exit code 1.
 
     AefError                what is wrong (with the value), and the flag or command that mends it
     ├── BadInput        2   nothing was written
@@ -62,6 +62,11 @@ class Diverged(AefError):
 
 class BelowThreshold(AefError):
     code = 8
+
+
+def counted(count: int, what: str) -> str:
+    """`1 period`, `2 periods`."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def unknown(kind: str, value: str, known: Iterable[str], hint: str = "") -> BadInput:

@@ -41,6 +41,8 @@ NODATA = -128  # the one code the quantiser never gives a value
 CHUNK = 256  # pixels along y and x: 4 MiB of codes
 DTYPES = ("int8", "float16", "float32")
 
+SEVERAL = "embedding-fields"  # what a group of fields calls itself
+
 _FAMILY, _VERSION = "embedding-field", 1
 FORMAT = f"{_FAMILY}/{_VERSION}"
 _AXES = ("time", "embedding", "y", "x")
@@ -534,7 +536,9 @@ def _check(path: Path) -> None:
     """Refuse, in one line, whatever cannot be read as a finished field of this version."""
     document = _root(path)
     family, _, version = str(document.get("attributes", {}).get(FORMAT_KEY, "")).partition("/")
-    if family != _FAMILY or not version.isdigit():
+    if family == SEVERAL and (names := list(document["attributes"].get("aef:fields", ()))):
+        raise BadInput(f"{path} holds the fields {', '.join(names)}", f"name one, such as {path / names[0]}")
+    if family not in (_FAMILY, SEVERAL) or not version.isdigit():
         raise BadInput(f"{path} is not an embedding field", "aef embed writes one from a cube and a model")
     if int(version) > _VERSION:
         raise BadInput(f"{path} is of format {_FAMILY}/{version}, newer than {_FAMILY}/{_VERSION}", "upgrade aefcli")

@@ -25,6 +25,7 @@ import numpy as np
 from aefcli import cost, field, ledger
 from aefcli.errors import BadInput
 from aefcli.extent import Period, to_ms
+from aefcli.several import from_outside, outside
 from aefcli.sources import SOURCES
 
 if TYPE_CHECKING:
@@ -50,12 +51,16 @@ _TASKS = ["similarity-search"]  # of the extension's list, what vectors themselv
 
 def beside(store: Path) -> Path:
     """Where the item of a field lies: `embeddings.stac.json` beside `embeddings.zarr`."""
-    return store.with_name(f"{store.name.removesuffix('.zarr')}.stac.json")
+    return outside(store).with_name(f"{_name_of(store)}.stac.json")
 
 
 def model_beside(store: Path) -> Path:
     """Where the item of its model lies."""
-    return store.with_name(f"{store.name.removesuffix('.zarr')}.model.stac.json")
+    return outside(store).with_name(f"{_name_of(store)}.model.stac.json")
+
+
+def _name_of(store: Path) -> str:
+    return outside(store).name.removesuffix(".zarr")
 
 
 def write(store: Path, cube: Path | None = None, run: Run | None = None) -> Path:
@@ -110,9 +115,8 @@ def _item(store: Path, opened: xr.Dataset) -> pystac.Item:
     attrs, grid, periods = opened.attrs, field.geobox(opened), _periods(opened)
     bbox, geometry = place(grid)
     start, end = span(periods)
-    name = store.name.removesuffix(".zarr")
     made = pystac.Item(
-        id="-".join((name, *([str(attrs["aef:key"])[:12]] if "aef:key" in attrs else []))),
+        id="-".join((_name_of(store), *([str(attrs["aef:key"])[:12]] if "aef:key" in attrs else []))),
         geometry=geometry,
         bbox=bbox,
         datetime=None,
@@ -122,7 +126,7 @@ def _item(store: Path, opened: xr.Dataset) -> pystac.Item:
         stac_extensions=[PROJECTION, EMBEDDINGS],
     )
     asset = pystac.Asset(
-        f"./{store.name}",
+        f"./{from_outside(store)}",
         title="Embeddings",
         media_type=_ZARR,
         roles=["data", "embeddings"],
@@ -276,10 +280,9 @@ def _streamed(store: Path, opened: xr.Dataset) -> list[tuple[str, str]]:
 
 def _is_of(request: Mapping[str, Any], cube: Cube, names: Sequence[str]) -> bool:
     """Whether a cube still is what a field was made from: the same request, and the same frames for each period."""
-    from aefcli.embed.periods import print_of
+    from aefcli.embed.periods import keys_of, print_of
 
-    asked = {key: value for key, value in cube.attrs.get("aef:request", {}).items() if key != "period"}
-    if request.get("cube") not in (cube.key, ledger.digest(asked)) or not set(names) <= set(cube.sources):
+    if request.get("cube") not in (cube.key, *keys_of(cube, names)) or not set(names) <= set(cube.sources):
         return False
     told = [entry for entry in request.get("periods", ()) if len(entry) > 2]  # older fields have no prints
     return all(print_of(cube, names, Period(start, end)) == found for start, end, found in told)
@@ -314,7 +317,7 @@ def _address(catalog: str, item: Mapping[str, Any], store: Path) -> str | None:
         href = str(asset.get("href", ""))
         lies = Path(href).parent / f"{item['id']}.json"
         if "://" not in href and lies.is_file():
-            return os.path.relpath(lies.resolve(), store.resolve().parent)
+            return os.path.relpath(lies.resolve(), outside(store).resolve().parent)
     return None
 
 
@@ -345,7 +348,7 @@ def model(store: Path, run: Run) -> dict[str, Any]:
         properties=_of_model(run, plan),
         stac_extensions=[MLM, FILE],
     )
-    made.add_asset("model", _weights(run, store.resolve().parent))
+    made.add_asset("model", _weights(run, outside(store).resolve().parent))
     return _plain(made)
 
 

@@ -33,6 +33,7 @@ from typing import Any
 from aefcli.errors import BadInput, Damaged, Locked, NoResources
 
 FORMAT_KEY = "aef:format"  # the root attribute by which a store is known as ours
+_ROOT = "zarr.json"  # the file that has it
 _FLUSHERS = 8  # threads: files flushed to disk together share what the disk does for one
 
 
@@ -136,15 +137,12 @@ def build(
 
     `plan()` is asked once in the life of a build, before anything is written, and its answer (plain JSON) is frozen.
     Raises BadInput where the path holds something else, Locked where another process is writing it, Damaged where
-    the ledger cannot be read. None of these writes anything.
+    the ledger cannot be read, or a finished store is not opened by its root. None of these writes anything.
     """
     asked: dict[str, Any] = json.loads(canonical(dict(request)))
     key = digest(asked)
     home = records_of(store)
-    if home.exists():  # another writer is found before the catalog is asked
-        with locked(home / "lock", store):
-            if (home / "old").exists():
-                _recover(store, home)
+    recover(store)
     aside = _choose(store, home, asked, key, overwrite)
     records = home / "next" if aside else home
     begun = _read_plan(records)
@@ -157,10 +155,32 @@ def build(
         current = Build(records / "store" if aside else store, records, key)
         with _writing(home):
             _enter(current, asked, content)
+        if current.complete and not aside:
+            check_root(store)
         yield current
         if aside and current.complete:
             _swap(store, home)
             current.store, current.records = store, home
+
+
+def recover(store: Path) -> None:
+    """Finish a swap that was cut off, if one was. Raises Locked where another process writes the store."""
+    home = records_of(store)
+    if home.exists():  # another writer is found before a catalog is asked
+        with locked(home / "lock", store):
+            if (home / "old").exists():
+                _recover(store, home)
+
+
+def would_write(store: Path, request: Mapping[str, Any], *, overwrite: bool = False) -> bool:
+    """Whether `build` would find anything to do. Raises what it would raise, and writes nothing."""
+    asked: dict[str, Any] = json.loads(canonical(dict(request)))
+    if _choose(store, records_of(store), asked, digest(asked), overwrite):
+        return True
+    record = read(store)
+    if record and record.finished:
+        check_root(store)
+    return record is None or not record.finished
 
 
 @dataclass(frozen=True)
@@ -194,6 +214,21 @@ def read(store: Path) -> Record | None:
     rest = [line for line in lines if "finished" in line]
     files = rest[-1].get("files", {}) if rest else {}
     return Record(store, plan["request"], plan["plan"], units, files, bool(rest) and store.exists())
+
+
+def request_of(store: Path) -> Mapping[str, Any]:
+    """The request that the records of a store were begun with; nothing where there are none."""
+    plan = _read_plan(records_of(store))
+    return plan["request"] if plan else {}
+
+
+def check_root(store: Path) -> None:
+    """Raise Damaged where a finished store has lost the metadata of its root, by which it is opened."""
+    if _is_ours(store):
+        return
+    record = read(store)
+    if record and record.finished and _ROOT in record.rest:
+        raise Damaged(f"{store} cannot be opened: its {_ROOT} is gone or damaged", f"aef repair {store} mends it")
 
 
 def verify(store: Path, workers: int = 4) -> tuple[list[Fault], int]:
@@ -247,10 +282,16 @@ def _state(path: Path, expected: str) -> str:
 
 
 def records_of(store: Path) -> Path:
-    """Where the records of a store lie: beside it."""
+    """Where the records of a store lie: beside it; of a field in a group of several, in the records of the group."""
     if not store.name:
         raise BadInput(f"{str(store)!r} is no name for a store", "--out takes a path such as cube.zarr")
-    return store.with_name(store.name + ".build")
+    shared = fields_of(store.parent) / store.name
+    return shared if shared.is_dir() else store.with_name(store.name + ".build")
+
+
+def fields_of(group: Path) -> Path:
+    """Where the records of the fields in a group lie: beside the group, which has none of its own."""
+    return Path(f"{group.resolve()}.build") / "fields"
 
 
 def _choose(store: Path, home: Path, request: dict[str, Any], key: str, overwrite: bool) -> bool:
@@ -259,6 +300,8 @@ def _choose(store: Path, home: Path, request: dict[str, Any], key: str, overwrit
     if here and not plan and not _is_ours(store):
         raise BadInput(f"{store} exists and was not written by aef", "choose another --out")
     if not plan:
+        if here and fields_of(store).is_dir():
+            raise BadInput(f"{store} holds several fields", "choose another --out")
         if here and not overwrite:
             raise BadInput(f"{store} exists, but its records {home.name} are gone", "--overwrite, or another --out")
         return here
@@ -342,8 +385,8 @@ def locked(path: Path, store: Path) -> Iterator[None]:
 
 def _is_ours(store: Path) -> bool:
     try:
-        return FORMAT_KEY in json.loads((store / "zarr.json").read_text())["attributes"]
-    except (OSError, ValueError, KeyError):
+        return FORMAT_KEY in json.loads((store / _ROOT).read_text())["attributes"]
+    except (OSError, ValueError, LookupError, TypeError):
         return False
 
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from aefcli.errors import BadInput, NoResources
+from aefcli.errors import BadInput, NoResources, counted
 from aefcli.extent import Period, Tile
 from aefcli.field import locate
 from aefcli.ledger import digest, write_atomically
@@ -147,7 +147,7 @@ def check(texts: Texts, recipe: Recipe, cubes: Sequence[Cube]) -> int:
     count = sum(len(on(texts, cube)) for cube in cubes)
     if not count:
         raise BadInput(
-            f"none of the {len(texts)} texts lies on {', '.join(str(cube.path) for cube in cubes)}",
+            f"of {counted(len(texts), 'text')} none lies on {', '.join(str(cube.path) for cube in cubes)}",
             "texts and cubes must be of one region; lon comes before lat",
         )
     return count
@@ -203,8 +203,8 @@ def _texts(table: Any) -> Texts:
     if not table.num_rows:
         raise BadInput("it has no rows", "encode some texts")
     for name in _COLUMNS:
-        if table[name].null_count:
-            raise BadInput(f"{table[name].null_count} rows have no {name}", "fill these rows in, or remove them")
+        if absent := table[name].null_count:
+            raise BadInput(f"{counted(absent, 'row')} without {name}", "fill them in, or remove them")
     for name in ("start", "end"):
         if not kinds.is_integer(table.schema.field(name).type):
             kind = table.schema.field(name).type
@@ -212,8 +212,8 @@ def _texts(table: Any) -> Texts:
     lon, lat = (_degrees(table, name) for name in ("lon", "lat"))
     _check_globe(lon, lat)
     start, end = (table[name].to_numpy().astype("int64") for name in ("start", "end"))
-    if (end <= start).any():
-        raise BadInput(f"{(end <= start).sum()} rows end before they start", "start < end: the period is half open")
+    if empty := int((end <= start).sum()):
+        raise BadInput(f"{counted(empty, 'row')} with an end not after the start", "the period is half open")
     return Texts(lon, lat, start, end, _unit(_matrix(table["vector"])))
 
 
@@ -247,9 +247,8 @@ def _matrix(column: Any) -> np.ndarray:
 def _unit(vectors: np.ndarray) -> np.ndarray:
     """The vectors (n, v) at unit length; what has no direction is refused."""
     length = np.linalg.norm(vectors.astype("float64"), axis=1, keepdims=True)
-    bad = ~((length > 0) & np.isfinite(length))
-    if bad.any():
-        raise BadInput(f"{bad.sum()} vectors are zero or not finite", "remove these rows, or encode them anew")
+    if bad := int((~((length > 0) & np.isfinite(length))).sum()):
+        raise BadInput(f"{counted(bad, 'vector')} of length zero, or not finite", "remove them, or encode them anew")
     return (vectors / length).astype("float32")
 
 
@@ -287,7 +286,7 @@ def encode(
 
 
 def _cut_note(cut: int, of: int) -> str:
-    return f"{cut} of {of} texts are longer than the model reads: it read their beginning"
+    return f"of {cut} of {counted(of, 'text')} the model read the beginning alone: it reads no more"
 
 
 def _existing(out: Path, key: str, overwrite: bool) -> dict[str, Any] | None:
@@ -463,18 +462,18 @@ def _parsed(table: Any) -> _Rows:
     text, start, end = _filled(table, "text"), *_periods(table)
     near = _certain(table)
     if not near.any():
-        raise BadInput(
-            f"all {len(near)} positions are uncertain by more than {_FARTHEST:g} m", "such rows are left out"
-        )
+        raise BadInput(f"every position is uncertain by more than {_FARTHEST:g} m", "such rows are left out")
     kept = [words for words, here in zip(text, near, strict=True) if here]
     return _Rows(lon[near], lat[near], start[near], end[near], kept, tuple(_notes(kept, len(near))))
 
 
 def _notes(kept: Sequence[str], rows: int) -> Iterator[str]:
     if len(kept) < rows:
-        yield f"{rows - len(kept)} of {rows} texts left out: their positions are uncertain by more than {_FARTHEST:g} m"
+        left_out = f"{rows - len(kept)} of {counted(rows, 'text')} left out"
+        yield f"{left_out}, for positions uncertain by more than {_FARTHEST:g} m"
     if short := sum(len(text.split()) < _WORDS for text in kept):
-        yield f"{short} of {len(kept)} texts have fewer than {_WORDS} words; the paper leaves such out, here they stay"
+        which = f"{short} of {counted(len(kept), 'text')}"
+        yield f"{which} with fewer than {_WORDS} words; the paper leaves such out, here they stay"
 
 
 def _coordinates(table: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -506,12 +505,13 @@ def _points(geometry: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_globe(lon: np.ndarray, lat: np.ndarray) -> None:
-    if (absent := np.isnan(lon) | np.isnan(lat)).any():
-        raise BadInput(f"{absent.sum()} of {len(lon)} rows have no coordinates", "fill these rows in, or remove them")
+    if absent := int((np.isnan(lon) | np.isnan(lat)).sum()):
+        what = f"{absent} of {counted(len(lon), 'row')} without coordinates"
+        raise BadInput(what, "fill them in, or remove them")
     if len(off := np.flatnonzero((np.abs(lon) > 180) | (np.abs(lat) > 90))):
         first = f"{lon[off[0]]:g}, {lat[off[0]]:g} in row {off[0]}"
         raise BadInput(
-            f"{len(off)} texts lie outside -180..180, -90..90, the first at {first}", "lon and lat are degrees"
+            f"{counted(len(off), 'text')} outside -180..180, -90..90, the first at {first}", "lon and lat are degrees"
         )
 
 
@@ -533,7 +533,8 @@ def _filled(table: Any, name: str) -> list[str]:
         column = pd.to_datetime(column, utc=True).dt.strftime("%Y-%m-%d")
     words = ["" if missing else str(cell).strip() for cell, missing in zip(column, column.isna(), strict=True)]
     if absent := words.count(""):
-        raise BadInput(f"{absent} of {len(words)} rows have no {name}", "fill these rows in, or remove them")
+        what = f"{absent} of {counted(len(words), 'row')} without {name}"
+        raise BadInput(what, "fill them in, or remove them")
     return words
 
 
@@ -561,8 +562,6 @@ def _certain(table: Any) -> np.ndarray:
     stated = [str(cell).strip() not in ("", "None", "nan", "<NA>") for cell in table["uncertainty"]]
     metres = _numbers(table["uncertainty"])
     if (wrong := np.array(stated) & ~(metres >= 0)).any():
-        first = table["uncertainty"].iloc[int(np.argmax(wrong))]
-        raise BadInput(
-            f"{wrong.sum()} rows have no number of metres as uncertainty: {first!r}", "leave unknown ones empty"
-        )
+        first, rows = table["uncertainty"].iloc[int(np.argmax(wrong))], counted(int(wrong.sum()), "row")
+        raise BadInput(f"{rows} with no number of metres as uncertainty: {first!r}", "leave unknown ones empty")
     return ~(metres > _FARTHEST)

@@ -21,6 +21,7 @@ import pytest
 import shapely
 import torch
 import xarray as xr
+import zarr
 from affine import Affine
 from conftest import Aef
 from pyproj import Transformer
@@ -29,11 +30,12 @@ from toys import YEAR, made_up_cube, toy_recipe
 from aefcli import checkpoint, embed, field, ledger
 from aefcli.batch import DAY
 from aefcli.checkpoint import Run
-from aefcli.cube import Cube, Work, open_cube, write_cube
+from aefcli.cube import Cube, Work, add_source, open_cube, write_cube
 from aefcli.embed import How, engine, network, tiling
 from aefcli.errors import BadInput, Locked, NoResources
 from aefcli.extent import BBox, Period, Tile
 from aefcli.ledger import records_of
+from aefcli.sources import SOURCES
 
 CPU = torch.device("cpu")
 YEAR_AND_MONTH = [YEAR, Period.parse("2023-07")]
@@ -335,6 +337,23 @@ def test_damage_is_found_and_mended_to_the_same_bytes(cube: Cube, run: Run, tmp_
         embed.mend(out, cube, other, device=CPU, work=Work(1))
 
 
+def test_metadata_that_another_version_wrote_is_mended_to_what_this_one_writes(
+    cube: Cube, run: Run, tmp_path: Path
+) -> None:
+    out = tmp_path / "e.zarr"
+    embed.embed(cube, run, [YEAR], out, device=CPU, how=How(seams=False))
+    whole = (out / "zarr.json").read_bytes()
+    group = zarr.open_group(out, mode="r+", use_consolidated=False)
+    del group.attrs["geoemb:model"]
+    with ledger.reopen(out) as build:
+        build.finish(field.finish)
+    assert (out / "zarr.json").read_bytes() != whole
+    (out / "zarr.json").unlink()
+    embed.mend(out, cube, run, device=CPU, work=Work(1))
+    assert (out / "zarr.json").read_bytes() == whole
+    assert ledger.verify(out)[0] == []
+
+
 def test_a_field_is_verified_and_repaired_at_the_terminal(aef: Aef, tmp_path: Path) -> None:
     made_up_cube(tmp_path / "cube.zarr", side=32, hole=False)
     untrained_run(tmp_path / "runs" / "mine-001")
@@ -346,6 +365,12 @@ def test_a_field_is_verified_and_repaired_at_the_terminal(aef: Aef, tmp_path: Pa
     assert aef("repair", "embeddings.zarr", "-q") == (0, "embeddings.zarr\n", "")
     assert hashes(tmp_path / "embeddings.zarr") == before
     assert aef("verify", "embeddings.zarr")[0] == 0
+    (tmp_path / "embeddings.zarr" / "zarr.json").unlink()
+    code, out, err = aef("embed", "--every", "quarter")
+    assert (code, out, err.count("\n"), "aef repair embeddings.zarr" in err) == (4, "", 1, True), err
+    assert aef("repair", "embeddings.zarr", "-q")[0] == 0
+    assert aef("embed", "--every", "quarter", "-q") == (0, "embeddings.zarr\n", "")
+    assert hashes(tmp_path / "embeddings.zarr") == before
     code, _, err = aef("repair", "embeddings.zarr", "--stac", "x")
     assert (code, err.count("\n")) == (2, 1)
     shutil.rmtree(tmp_path / "runs")
@@ -365,6 +390,8 @@ def test_bad_input_of_embed_is_one_line_and_makes_nothing(aef: Aef, tmp_path: Pa
         for each in two["coordinates"]
     ]
     (tmp_path / "two.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    far = shapely.geometry.mapping(shapely.box(181, 10, 182, 11))
+    (tmp_path / "far.geojson").write_text(json.dumps({"type": "Feature", "properties": {}, "geometry": far}))
     for words, told in (
         ([], "--period is missing"),
         (["--every", "week"], "unknown --every 'week'"),
@@ -373,6 +400,7 @@ def test_bad_input_of_embed_is_one_line_and_makes_nothing(aef: Aef, tmp_path: Pa
         (["--period", "2023", "--bbox", "1,2,3,4"], "does not touch cube.zarr"),
         (["--period", "2023", "--area", "two.geojson"], "two.geojson holds 2 polygons"),
         (["--period", "2023", "--area", "none.geojson"], "none.geojson"),
+        (["--period", "2023", "--area", "far.geojson"], "1 has longitudes 181 to 182"),
         (["--period", "2023", "--memory", "much"], "--memory 'much' is no size"),
         (["--period", "2023", "--set", "train.lr=1"], "--set train.lr=1 is for training"),
         (["--period", "2023", "--set", "embed.halo=24"], "leaves nothing of patch"),
@@ -553,6 +581,43 @@ def test_a_field_of_an_earlier_version_is_refused_in_one_line(cube: Cube, run: R
     assert hashes(out) == before
 
 
+def with_source(cube: Cube, name: str, band: str, value: float) -> Cube:
+    """The cube with one more source, alike everywhere."""
+    found = xr.open_zarr(cube.path, group="sentinel-2", mask_and_scale=False, decode_coords="all")
+    values = np.full((1, *cube.shape), value, SOURCES[name].dtype)
+    time = np.array(["2023-06-01"], "datetime64[ms]")
+    made = xr.Dataset({band: (("time", "y", "x"), values)}, {"time": time, "y": found.y, "x": found.x})
+    assert add_source(cube.path, name, made.assign_coords(spatial_ref=found.spatial_ref), {"value": value})
+    return open_cube(cube.path)
+
+
+def test_what_is_attached_to_a_cube_and_not_read_changes_no_field(run: Run, tmp_path: Path) -> None:
+    cube, out = made_up_cube(tmp_path / "cube.zarr", side=48), tmp_path / "e.zarr"
+
+    def embedded(*periods: Period) -> tuple[int, int]:
+        done = embed.embed(cube, run, periods, out, device=CPU, how=How(seams=False))
+        return done.written, done.adopted
+
+    assert embedded(YEAR) == (1, 0)
+    before = hashes(out)
+    cube = with_source(cube, "glo-30", "elevation", 300)
+    assert embedded(YEAR) == (0, 0)
+    assert hashes(out) == before
+    assert embedded(YEAR_AND_MONTH[1]) == (1, 1)
+    file = records_of(out) / "plan.json"
+    plan = json.loads(file.read_text())
+    everything = {key: value for key, value in cube.attrs["aef:request"].items() if key != "period"}
+    plan["request"]["cube"] = ledger.digest(everything)  # as versions had it that counted what is not read
+    file.write_text(json.dumps(plan | {"key": ledger.digest(plan["request"])}))
+    assert embedded(YEAR) == (0, 0)
+    (out / "x" / "c" / "0").unlink()
+    assert embed.mend(out, cube, run, device=CPU, work=Work(1)).files == ("x/c/0",)
+    assert embedded(Period.parse("2023-08")) == (1, 2)
+    cube = with_source(cube, "landsat", "B4", 9000)
+    with pytest.raises(BadInput, match="another request: cube"):
+        embedded(YEAR)
+
+
 def test_three_at_once_and_one_of_them_stopped(made: Path, cube: Cube, run: Run, tmp_path: Path) -> None:
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
@@ -701,6 +766,7 @@ def test_embed_without_a_run_takes_the_shipped_one_and_warns_each_time(aef: Aef,
     attrs = field.open_field(tmp_path / "embeddings.zarr").attrs
     assert attrs["aef:model"] == checkpoint.identity(checkpoint.SHIPPED)
     assert attrs["aef:recipe"] == checkpoint.SHIPPED.recipe.to_toml()
+    assert attrs["geoemb:model"] == f"pkg:generic/nano@{attrs['aef:model']['weights']}"
     assert aef("embed", "--period", "2023", "-q") == (0, "embeddings.zarr\n", f"{fallback}\n")
     code, out, err = aef("embed", "--period", "2023", "--model", "nano", "--json")
     assert (code, json.loads(out)["notes"]) == (0, [f"warning: {USING}"]), err

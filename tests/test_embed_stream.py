@@ -120,9 +120,6 @@ def stac_plan(request: Request) -> Planned:
 
 
 def test_killed_in_the_middle_and_resumed(patchy: Path, made: Path, run: Run, tmp_path: Path) -> None:
-    class Stop(Exception):
-        pass
-
     def after(count: int) -> Callable[[int, int], None]:
         def stop(done: int, total: int) -> None:
             assert total == 18
@@ -179,15 +176,80 @@ def test_another_request_for_the_same_path_is_refused(patchy: Path, made: Path, 
     for change, told in (
         ({"gsd": 120}, "gsd: 60"),
         ({"max_cloud": 5.0}, "max_cloud"),
-        ({"period": PERIODS[1]}, "period"),
     ):
         with pytest.raises(BadInput, match=told):
             embed.from_catalog(asked(patchy, **change), run, PERIODS, made, device=CPU)
-    with pytest.raises(BadInput, match="periods"):
-        embed.from_catalog(asked(patchy), run, PERIODS[:2], made, device=CPU)
     with pytest.raises(BadInput, match="dtype"):
         embed.from_catalog(asked(patchy), run, PERIODS, made, device=CPU, how=How(dtype="float32"))
+    for period, periods in ((YEAR, PERIODS[:2]), (PERIODS[1], PERIODS[1:2])):
+        done = embed.from_catalog(asked(patchy, period=period), run, periods, made, device=CPU)
+        assert (done.field.written, done.field.periods) == (0, tuple(PERIODS)), "it holds them already"
     assert hashes(made) == before
+
+
+class Stop(Exception):
+    pass
+
+
+def stopping(done: int, total: int) -> None:
+    raise Stop
+
+
+def test_a_field_grows_by_further_periods(patchy: Path, made: Path, run: Run, tmp_path: Path) -> None:
+    """Of the same year: the catalog, which is gone, is not asked again."""
+    catalog, out = Path(shutil.copy(patchy, patchy.with_name("gone.json"))), tmp_path / "e.zarr"
+
+    def grown(*periods: Period, **options: Any) -> embed.Embedded:
+        return embed.from_catalog(asked(catalog), run, periods, out, device=CPU, how=QUICK, **options).field
+
+    with pytest.raises(Stop):
+        grown(PERIODS[1], progress=stopping)
+    with pytest.raises(BadInput, match="is unfinished, and was begun with --period 2023-08-01:2023-08-31"):
+        grown(PERIODS[2])
+    assert grown(PERIODS[1]).tiles == 6
+    first = out / "embeddings" / "c" / "0" / "0" / "0" / "0"
+    inode, before = first.stat().st_ino, hashes(out)
+    catalog.unlink()
+    with pytest.raises(Stop):
+        grown(PERIODS[0], PERIODS[2], progress=stopping)
+    assert hashes(out) == before, "a stop leaves the old one as it was"
+    done = grown(PERIODS[0], PERIODS[2])
+    assert (done.written, done.adopted, done.periods) == (10, 0, tuple(PERIODS)), "two units came before the stop"
+    assert (out / "embeddings" / "c" / "1" / "0" / "0" / "0").stat().st_ino == inode, "taken over, not computed"
+    grown_, whole = (field.open_field(path)["embeddings"].values.astype(int) for path in (out, made))
+    assert np.abs(grown_ - whole).max() <= 1
+    assert (grown_ != whole).mean() < 1e-3
+    assert ledger.verify(out)[0] == []
+    assert grown(PERIODS[2]).written == 0
+
+
+def test_a_field_grows_by_another_year_of_which_alone_it_reads(toy: Toy, run: Run, tmp_path: Path) -> None:
+    later = [
+        {
+            **json.loads(json.dumps(one).replace("2023", "2024")),
+            "assets": {key: {"href": asset["href"]} for key, asset in one["assets"].items()},
+        }
+        for one in toy.items[:2]
+    ]
+    catalog = with_documents([*toy.items[:3], *later], tmp_path)
+    august, next_august = PERIODS[1], Period.parse("2024-08")
+    both = embed.from_catalog(
+        asked(catalog, period=Period.parse("2023:2024")), run, [august, next_august], tmp_path / "both.zarr", device=CPU
+    )
+    out = tmp_path / "e.zarr"
+    embed.from_catalog(asked(catalog), run, [august], out, device=CPU, how=QUICK)
+    for one in toy.items[:3]:
+        shutil.rmtree(tmp_path / one["id"])
+    after = embed.years_of([next_august])
+    done = embed.from_catalog(asked(catalog, period=after), run, [next_august], out, device=CPU)
+    assert (both.field.written, done.field.written, done.field.adopted) == (12, 6, 6)
+    assert done.field.seam is not None
+    codes, whole = (field.open_field(path)["embeddings"].values.astype(int) for path in (out, tmp_path / "both.zarr"))
+    assert np.abs(codes - whole).max() <= 1
+    assert (codes[0] != codes[1]).mean() > 0.1
+    store = field.open_field(out)
+    assert store["frames_inside"].values.tolist() == [2, 1]
+    assert ledger.verify(out)[0] == []
 
 
 def test_nothing_secret_is_kept_and_what_was_signed_is_signed_anew(

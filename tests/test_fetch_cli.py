@@ -221,6 +221,23 @@ def test_verify_names_what_is_wrong_and_repair_mends_it(toy: Toy, aef: Aef, tmp_
     assert (code, json.loads(out)["damaged"]) == (0, [])
 
 
+def test_a_finished_cube_without_its_root_is_no_finished_one(toy: Toy, aef: Aef, tmp_path: Path) -> None:
+    assert aef(*words(toy))[0] == 0
+    root = tmp_path / "cube.zarr/zarr.json"
+    whole = root.read_bytes()
+    for harmed in ("", "null", "{}"):
+        root.write_text(harmed)
+        for command in (words(toy), words(toy, period="2023"), ("embed", "--period", "2023"), ("info", "cube.zarr")):
+            code, out, err = aef(*command)
+            assert (code, out, err.count("\n"), "aef repair cube.zarr mends it" in err) == (4, "", 1, True), err
+        assert root.read_text() == harmed
+    root.unlink()
+    assert aef("repair", "cube.zarr", "-q")[0] == 0
+    assert root.read_bytes() == whole
+    code, _, err = aef(*words(toy))
+    assert (code, "already complete" in err) == (0, True)
+
+
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 
@@ -241,6 +258,10 @@ def twins(folder: Path) -> str:
 
 def a_line(folder: Path) -> str:
     return str(polygons(folder / "line.geojson", {"a": part(400, 900).exterior}, driver="GeoJSON"))
+
+
+def beyond(folder: Path) -> str:
+    return str(polygons(folder / "far.geojson", {"far": box(181, -17, 182, -16)}, driver="GeoJSON"))
 
 
 def degrees(folder: Path) -> str:
@@ -274,6 +295,8 @@ def no_geojson(folder: Path) -> str:
         (hostile, "--area", "no name for a cube"),
         (twins, "--area", "twice"),
         (a_line, "--area", "no polygon"),
+        (beyond, "--area", "far has longitudes 181 to 182, latitudes -17 to -16 (longitudes go from -180 to 180"),
+        (beyond, "--area", "antimeridian is a MultiPolygon of two parts"),
         (no_geojson, "--area", "GeoJSON"),
         (deep, "--area", "GeoJSON"),
         (nowhere, "--like", "lies nowhere"),

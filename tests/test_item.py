@@ -9,10 +9,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pystac
 import pytest
 import shapely
 import torch
+import xarray as xr
 from affine import Affine
 from archives import make_toy, toy_request
 from odc.geo.geobox import GeoBox
@@ -136,6 +138,15 @@ def test_addresses_at_an_api_hold_nothing_secret(copy: Path) -> None:
     for name, href in derived.items():
         assert href == f"https://api.example.org/v1/collections/sentinel-2-l2a/items/{name}"
     assert all(TOKEN not in made.read_text() for made in copy.glob("*.stac.json"))
+
+
+def test_the_cube_is_known_by_what_is_read_of_it(copy: Path) -> None:
+    found = xr.open_zarr(copy / "cube.zarr", group="sentinel-2", mask_and_scale=False, decode_coords="all")
+    values = np.ones((1, found.sizes["y"], found.sizes["x"]), "float32")
+    coords = {"time": np.array(["2021-01-01"], "datetime64[ms]"), "y": found.y, "x": found.x}
+    made = xr.Dataset({"elevation": (("time", "y", "x"), values)}, coords)
+    assert cube.add_source(copy / "cube.zarr", "glo-30", made.assign_coords(spatial_ref=found.spatial_ref), {})
+    assert len(links(read(item.write(copy / "embeddings.zarr")), "derived_from")) == 4
 
 
 @pytest.mark.parametrize("change", ["gone", "unrecorded", "another request", "other frames"])

@@ -169,6 +169,24 @@ def test_ours_without_records_is_replaced_only_if_asked(store: Path) -> None:
     assert (store / "a").read_text() == "a of new"
 
 
+@pytest.mark.parametrize("left", [None, "{", "[]", "{}"])
+def test_a_finished_store_without_its_root_is_said(store: Path, left: str | None) -> None:
+    make(store, OLD)
+    whole = (store / "zarr.json").read_bytes()
+    (store / "zarr.json").unlink()
+    if left is not None:
+        (store / "zarr.json").write_text(left)
+    before = contents(store.parent)
+    with pytest.raises(Damaged, match=r"its zarr\.json is gone or damaged") as caught:
+        make(store, OLD)
+    assert caught.value.hint == f"aef repair {store} mends it"
+    assert contents(store.parent) == before
+    (store / "zarr.json").write_bytes(whole)
+    assert make(store, OLD) == []
+    (store / "zarr.json").unlink()
+    assert make(store, NEW, overwrite=True) == list(UNITS)
+
+
 def test_store_removed_by_hand_is_built_from_the_start(store: Path) -> None:
     """The lines of the one that is gone do not pass for those of the next, not even after a stop."""
     make(store, OLD)

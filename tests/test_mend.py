@@ -132,14 +132,16 @@ def test_an_archive_that_has_changed_is_said(toy: Toy, tmp_path: Path) -> None:
 
 def test_a_source_that_came_from_files_is_not_fetched(cube: Path) -> None:
     found = xr.open_zarr(cube, group="sentinel-2", mask_and_scale=False, decode_coords="all")
-    values = np.ones((1, found.sizes["y"], found.sizes["x"]), "float32")
-    time = np.array(["2021-01-01"], "datetime64[ms]")
-    made = xr.Dataset({"elevation": (("time", "y", "x"), values)}, {"time": time, "y": found.y, "x": found.x})
-    add_source(cube, "glo-30", made.assign_coords(spatial_ref=found.spatial_ref), {})
+    for name, band, kind in (("nlcd", "land_cover", "uint8"), ("glo-30", "elevation", "float32")):
+        values = np.full((1, found.sizes["y"], found.sizes["x"]), 11, kind)
+        time = np.array(["2021-01-01"], "datetime64[ms]")
+        made = xr.Dataset({band: (("time", "y", "x"), values)}, {"time": time, "y": found.y, "x": found.x})
+        add_source(cube, name, made.assign_coords(spatial_ref=found.spatial_ref), {})
     before = files(cube)
-    (cube / "sentinel-2/time/zarr.json").unlink()
-    repair(cube)
-    assert files(cube) == before
+    for lost in ("sentinel-2/time/zarr.json", "zarr.json"):
+        (cube / lost).unlink()
+        repair(cube)
+        assert files(cube) == before
     (cube / "glo-30/elevation/c/0/0/0").unlink()
     with pytest.raises(BadInput, match="glo-30/elevation/c/0/0/0 came from files"):
         repair(cube)

@@ -17,7 +17,7 @@ from toys import YEAR, made_up_cube
 
 from aefcli import report
 from aefcli.cube import open_cube, write_cube
-from aefcli.errors import NoResources
+from aefcli.errors import BadInput
 from aefcli.extent import Period, Tile
 from aefcli.field import create, finish, quantise, write
 from aefcli.published import open_vectors
@@ -301,7 +301,7 @@ def test_the_preview_for_a_gis_is_a_cog_of_the_longest_period(tmp_path: Path, mo
         assert file.shape == (30, 100)
         np.testing.assert_array_equal(file.read().transpose(1, 2, 0), expected[1::3, 1::3])
         assert file.bounds == pytest.approx(tuple(grid.boundingbox.bbox))
-    with pytest.raises(NoResources, match="cannot write"):
+    with pytest.raises(BadInput, match="no folder"):
         report.preview_tif(tmp_path / "f.zarr", tmp_path / "f.preview.tif/x.tif")
 
 

@@ -197,8 +197,8 @@ def test_what_is_left_out_short_or_cut_is_counted(aef: Aef, tmp_path: Path) -> N
     assert (document["texts"], document["width"]) == (3, WIDTH)
     left_out, short, cut = document["notes"]
     assert left_out.startswith("2 of 5 texts left out")
-    assert short.startswith("2 of 3 texts have fewer than 100 words")
-    assert cut.startswith("1 of 3 texts are longer")
+    assert short.startswith("2 of 3 texts with fewer than 100 words")
+    assert cut.startswith("of 1 of 3 texts the model read the beginning alone")
     assert all(note in err for note in document["notes"])
     assert len(text.read(tmp_path / "text.parquet")) == 3
 
@@ -256,14 +256,14 @@ def test_without_the_extra_one_line_says_how_to_get_it(aef: Aef, monkeypatch: py
         ("text,period\na forest,2023", "no columns 'lon' and 'lat'"),
         ("lon,lat,text,period", "no rows"),
         ("", "cannot read"),
-        ("lon,lat,text,period\n15,145,a forest,2023", "outside"),
-        ("lon,lat,text,period\n15,45,a forest,2023\neast,45,a forest,2023", "1 of 2 rows have no coordinates"),
-        ("lon,lat,text,period\n15,45, ,2023", "1 of 1 rows have no text"),
-        ("lon,lat,text,period\n15,45,a forest,", "1 of 1 rows have no period"),
+        ("lon,lat,text,period\n15,145,a forest,2023", "1 text outside"),
+        ("lon,lat,text,period\n15,45,a forest,2023\neast,45,a forest,2023", "1 of 2 rows without coordinates"),
+        ("lon,lat,text,period\n15,45, ,2023", "1 of 1 row without text"),
+        ("lon,lat,text,period\n15,45,a forest,", "1 of 1 row without period"),
         ("lon,lat,text,period\n15,45,a forest,2023-13", "2023-13"),
         ("lon,lat,text,period\n15,45,a forest,last summer", "last summer"),
         ("lon,lat,text,start,end\n15,45,a forest,2023-06,2023-01", "ends before it begins"),
-        ("lon,lat,text,period,uncertainty\n15,45,a forest,2023,far", "'far'"),
+        ("lon,lat,text,period,uncertainty\n15,45,a forest,2023,far", "1 row with no number of metres"),
         ("lon,lat,text,period,uncertainty\n15,45,a forest,2023,-1", "'-1'"),
         ("lon,lat,text,period,uncertainty\n15,45,a forest,2023,900", "uncertain by more than 240 m"),
     ],
@@ -321,7 +321,7 @@ def stage(tmp_path: Path, vectors: Path, cube: Cube) -> Path:
         (("train", "--text", "torn.parquet", "--recipe", "text.toml"), "torn.parquet"),
         (("train", "--text", "text.parquet", "--recipe", "plain.toml"), "data.targets"),
         (("train", "--text", "text.parquet", "--recipe", "wide.toml"), "768"),
-        (("train", "--text", "far.parquet", "--recipe", "text.toml"), "none of the 8 texts lies on cube.zarr"),
+        (("train", "--text", "far.parquet", "--recipe", "text.toml"), "of 8 texts none lies on cube.zarr"),
     ],
 )
 def test_bad_commands_get_one_line_and_make_nothing(words: tuple[str, ...], says: str, aef: Aef, stage: Path) -> None:
@@ -337,17 +337,17 @@ def test_bad_commands_get_one_line_and_make_nothing(words: tuple[str, ...], says
     ("column", "values", "says"),
     [
         ("vector", pa.array([[1.0, 0.0], [1.0]]), "differ in length"),
-        ("vector", pa.array([[1.0, 0.0], None]), "1 rows have no vector"),
-        ("vector", pa.array([[1.0, 0.0], [np.nan, 1.0]]), "not finite"),
-        ("vector", pa.array([[1.0, 0.0], [0.0, 0.0]]), "zero"),
+        ("vector", pa.array([[1.0, 0.0], None]), "1 row without vector"),
+        ("vector", pa.array([[1.0, 0.0], [np.nan, 1.0]]), "1 vector of length zero, or not finite"),
+        ("vector", pa.array([[1.0, 0.0], [0.0, 0.0]]), "1 vector of length zero"),
         ("vector", pa.array([[], []], pa.list_(pa.float32())), "differ in length"),
         ("vector", pa.array(["a", "b"]), "of type string"),
         ("vector", pa.array([["a"], ["b"]]), "holds string"),
         ("start", pa.array([0, 0], pa.timestamp("ms")), "timestamp"),
-        ("end", pa.array([0, 1]), "end before they start"),
+        ("end", pa.array([0, 1]), "1 row with an end not after the start"),
         ("lon", pa.array(["15", "16"]), "lon is of type string"),
-        ("lat", pa.array([45.0, 91.0]), "outside"),
-        ("lat", pa.array([45.0, np.nan]), "no coordinates"),
+        ("lat", pa.array([-91.0, 91.0]), "2 texts outside"),
+        ("lat", pa.array([45.0, np.nan]), "1 of 2 rows without coordinates"),
     ],
 )
 def test_vectors_of_another_kind_are_refused(column: str, values: pa.Array, says: str, tmp_path: Path) -> None:

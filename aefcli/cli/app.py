@@ -200,11 +200,6 @@ def kind_of(store: Path) -> str:
     return str((attributes or {}).get("aef:format", "")).partition("/")[0]
 
 
-def counted(count: int, what: str) -> str:
-    """`1 period`, `2 periods`."""
-    return f"{count} {what}{'' if count == 1 else 's'}"
-
-
 def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -331,11 +332,16 @@ def verify(
 ) -> Result:
     """Hold every file of a cube or field to the hash that was written down when it was made."""
     must_exist([store], "give a cube or a field")
-    from aefcli import ledger
+    from aefcli import ledger, several
 
-    faults, count = ledger.verify(store, cores())
-    note(*(f"{fault.what}: {fault.path}" for fault in faults))
-    figures = {"files": count, "damaged": [fault.path for fault in faults]}
+    group = several.is_several(store)
+    found = {each: ledger.verify(each, cores()) for each in (several.fields(store) if group else [store])}
+    faults = {os.path.relpath(each / fault.path, store): fault.what for each in found for fault in found[each][0]}
+    count = sum(files for _, files in found.values()) + group
+    if group and not several.is_true(store):
+        faults["zarr.json"] = "damaged"
+    note(*(f"{what}: {path}" for path, what in faults.items()))
+    figures = {"files": count, "damaged": list(faults)}
     if faults:
         error = Damaged(f"{store}: {len(faults)} of {count} files are damaged or missing", f"aef repair {store}")
         return Result("verify", [store], figures, error=error)
@@ -359,13 +365,16 @@ def repair(
     """Fetch what is damaged or missing in a cube again, or compute it again in a field."""
     must_exist([store], "give a cube or a field")
     from aefcli import cube as cubes
-    from aefcli import ledger
+    from aefcli import ledger, several
 
-    work, record = cubes.Work(workers or cores()), ledger.read(store)
+    work = cubes.Work(workers or cores())
+    if several.is_several(store):
+        _no_stac(stac)
+        return _mended_each(store, model, device, work)
+    record = ledger.read(store)
     # Where the root's metadata is what is damaged, the records know.
     if "embedding-field" in (kind_of(store), str(record and record.request.get("format")).partition("/")[0]):
-        if stac:
-            raise BadInput("--stac goes with a cube", "leave it out: a field is computed again")
+        _no_stac(stac)
         return _mended(store, model, device, work)
     if model:
         raise BadInput("--model goes with a field", "leave it out: a cube is fetched again")
@@ -375,6 +384,26 @@ def repair(
         note(f"{len(done.changed)} of {done.units} units hold other bytes than before: the archive has changed")
     figures = {"files": list(done.files), "units": done.units, "changed": list(done.changed)}
     return Result("repair", [store], figures, [f"{store}: {len(done.files)} files mended"])
+
+
+def _no_stac(stac: str | None) -> None:
+    if stac:
+        raise BadInput("--stac goes with a cube", "leave it out: a field is computed again")
+
+
+def _mended_each(group: Path, model: Path | None, device: str, work: Work) -> Result:
+    """Compute again what is damaged in each of several fields, and have their group say what they do."""
+    from aefcli import several
+
+    fields = several.fields(group)
+    with several.writing(group):
+        done = {each: _mended(each, model, device, work).figures for each in fields}
+        wrong = [] if several.is_true(group) else ["zarr.json"]
+        several.finish(group)
+    files = [os.path.relpath(each / name, group) for each in done for name in done[each]["files"]] + wrong
+    changed = [f"{each.name}/{unit}" for each in done for unit in done[each]["changed"]]
+    figures = {"files": files, "units": sum(each["units"] for each in done.values()), "changed": changed}
+    return Result("repair", [group], figures, [f"{group}: {len(files)} files mended"])
 
 
 def _mended(store: Path, model: Path | None, device: str, work: Work) -> Result:
@@ -388,7 +417,7 @@ def _mended(store: Path, model: Path | None, device: str, work: Work) -> Result:
     if "catalog" in request:
         raise BadInput(f"{store} is straight from a catalog: no cube of it is kept", "aef embed --overwrite makes it")
     known = request.get("model", {})
-    run = checkpoint.open_run(model) if model else checkpoint.made_by(known, store.resolve().parent / "runs")[0]
+    run = checkpoint.open_run(model) if model else checkpoint.made_by(known, _runs(store))[0]
     if run is None:
         raise BadInput(f"no run here made {store}: it was {known.get('run')}", "--model names the run's folder")
     place = (record.plan if record else {}).get("cube") or _said(store)
@@ -399,6 +428,12 @@ def _mended(store: Path, model: Path | None, device: str, work: Work) -> Result:
         note(f"{len(done.changed)} of {done.units} units hold other bytes than before: another machine or version")
     figures = {"files": list(done.files), "units": done.units, "changed": list(done.changed)}
     return Result("repair", [store], figures, [f"{store}: {len(done.files)} files mended"])
+
+
+def _runs(store: Path) -> Path:
+    from aefcli.several import outside
+
+    return outside(store).resolve().parent / "runs"
 
 
 def _said(store: Path) -> str:

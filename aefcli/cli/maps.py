@@ -56,8 +56,9 @@ def map_(
     must_exist([field], "aef embed cube.zarr --period 2023-01:2023-12 makes one")
     from aefcli.maps import draw_map
     from aefcli.probe import find_labels
+    from aefcli.several import outside
 
-    table = labels or find_labels(field.resolve().parent)
+    table = labels or find_labels(outside(field).resolve().parent)
     if table is None:
         raise BadInput(f"there are no labels beside {field}", "name a table with --labels")
     with bar("mapping") as progress:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -23,7 +23,6 @@ from aefcli.cli.app import (
     app,
     bar,
     cores,
-    counted,
     device_of,
     must_exist,
     note,
@@ -33,7 +32,7 @@ from aefcli.cli.app import (
     stopping,
     warned,
 )
-from aefcli.errors import BadInput
+from aefcli.errors import BadInput, counted
 from aefcli.extent import BBox, Period
 
 if TYPE_CHECKING:
@@ -68,7 +67,7 @@ def text(
     with bar("reading texts") as progress:
         done = encode(table, model, out, device=str(device_of(device)), overwrite=overwrite, progress=progress)
     note(*done.notes)
-    note(f"{done.texts} vectors of {done.width}" if done.written else "already complete")
+    note(f"{counted(done.texts, 'vector')} of {done.width}" if done.written else "already complete")
     figures = {"texts": done.texts, "width": done.width, "model": done.model, "notes": list(done.notes)}
     return Result("text", [done.path], figures)
 
@@ -186,11 +185,12 @@ def _told(record: Record) -> str:
 
 @app.command(
     epilog="Example: aef embed cube.zarr --period 2023-01:2023-12; aef embed --every month; "
+    "aef embed cubes/a.zarr cubes/b.zarr --period 2023 --out region.zarr; "
     "aef embed --stac earth-search --bbox 15.0,45.95,15.1,46.05 --period 2023"
 )
 def embed(
-    cube: Annotated[
-        Path | None, typer.Argument(metavar="[CUBE]", help="The cube; by default cube.zarr, with --stac none.")
+    cubes: Annotated[
+        list[Path] | None, typer.Argument(metavar="[CUBE ...]", help="Cubes; by default cube.zarr, with --stac none.")
     ] = None,
     period: Annotated[list[str] | None, typer.Option("--period", help="A valid period; repeat.")] = None,
     every: Annotated[
@@ -229,8 +229,9 @@ def embed(
 ) -> Result:
     """Embed a cube for any valid periods: an embedding field as Zarr, a preview and a STAC item beside it.
 
-    Run again, it goes on where it stopped; with further periods, or once the cube has grown, the field grows. With
-    --stac no cube is kept: the calendar years of the periods are fetched and embedded part by part.
+    Run again, it goes on where it stopped; with further periods, or once the cube has grown, the field grows. Several
+    cubes, as of several zones, make a group of fields, each by its cube's name. With --stac no cube is kept: the
+    calendar years of the periods are fetched and embedded part by part.
     """
     if not period and not every:
         raise BadInput("--period is missing", "name one, such as --period 2023-01:2023-12, or --every month")
@@ -244,42 +245,73 @@ def embed(
     on_disk("--out", out)
     if stac is None:
         _without_stac({"--gsd": gsd, "--max-cloud": max_cloud})
-        must_exist([cube := cube or Path("cube.zarr")], CUBE_HINT)
+        must_exist(cubes := cubes or [Path("cube.zarr")], CUBE_HINT)
     else:
-        _with_stac(cube, bbox or area, asked)
+        _with_stac(cubes, bbox or area, asked)
     must_exist([area] if area else [], "give a GeoJSON or GeoPackage file")
     from aefcli import checkpoint
     from aefcli.cube import Request, Work, open_cube
     from aefcli.embed import How, from_catalog, years_of
     from aefcli.embed import embed as write
+    from aefcli.several import check_alone
 
     run, where = checkpoint.open_run(model) if model else checkpoint.newest_run(), device_of(device)
-    opened = open_cube(cube) if cube else None
+    opened = [open_cube(path) for path in cubes or ()]
     outline = None
     if area is not None:
         box, outline = _polygon(area)
     sizes, work = _sizes(run, set_), Work(workers or cores(), dask)
     how = How(sizes, box, outline, dtype=dtype, passes=uncertainty, memory=room, work=work)
     notes, more = warned(run, asked=model is not None), dict[str, Any]()
-    periods = _cut(asked or ([opened.period] if opened else []), every)
+    options: dict[str, Any] = {"device": where, "how": how, "overwrite": overwrite}
+    if len(opened) > 1:
+        return _each(opened, run, lambda cube: _cut(asked or [cube.period], every), out, notes, options)
+    check_alone(out)
+    cube = opened[0] if opened else None
+    periods = _cut(asked or ([cube.period] if cube else []), every)
     with bar("embedding") as progress:
-        if opened:
-            done = write(opened, run, periods, out, device=where, how=how, overwrite=overwrite, progress=progress)
+        if cube:
+            done = write(cube, run, periods, out, progress=progress, **options)
         else:
             assert stac is not None
             assert box is not None
             request = Request(
                 stac, box, years_of(periods), gsd=10.0 if gsd is None else gsd, area=outline, max_cloud=max_cloud
             )
-            streamed = from_catalog(
-                request, run, periods, out, device=where, how=how, overwrite=overwrite, progress=progress
-            )
+            streamed = from_catalog(request, run, periods, out, progress=progress, **options)
             done = streamed.field
             more = {"items": streamed.items, "parts": streamed.parts, "parts_fetched": streamed.fetched}
             note(*streamed.notes)
             notes += streamed.notes
-    beside = _beside(done.path, cube, run, made=done.written > 0)
-    return _embedded(done, {"model": run.name, "notes": notes}, more, f"{cube or 'the catalog'}", beside)
+    beside = _beside(done.path, cube.path if cube else None, run, made=done.written > 0)
+    data = f"{cube.path if cube else 'the catalog'}"
+    return _embedded(done, {"model": run.name, "notes": notes}, more, data, beside)
+
+
+def _each(
+    cubes: Sequence[Cube],
+    run: Run,
+    periods: Callable[[Cube], Sequence[Period]],
+    out: Path,
+    notes: list[str],
+    options: dict[str, Any],
+) -> Result:
+    """Embed several cubes into one group, a field for each."""
+    from aefcli.embed import embed_each
+
+    fields, beside = [], list[Path]()
+    with bar("embedding") as progress:
+        for cube, done in embed_each(cubes, run, periods, out, progress=progress, **options):
+            if done is None:
+                notes.append(f"{cube.path} is left out: --bbox or --area does not touch it")
+                note(notes[-1])
+                continue
+            note(f"{done.path}:")
+            made = _beside(done.path, cube.path, run, made=done.written > 0)
+            one = _embedded(done, {"path": str(done.path), "model": run.name}, {}, str(cube.path), made)
+            fields.append(one.figures)
+            beside += one.beside
+    return Result("embed", [out], {"model": run.name, "notes": notes, "fields": fields}, beside=beside)
 
 
 def _embedded(done: Embedded, first: dict[str, Any], more: dict[str, Any], data: str, beside: list[Path]) -> Result:
@@ -308,10 +340,10 @@ def _without_stac(given: dict[str, float | None]) -> None:
             raise BadInput(f"{option} {value:g} goes with --stac", "a cube has what it was fetched with")
 
 
-def _with_stac(cube: Path | None, place: str | Path | None, periods: list[Period]) -> None:
+def _with_stac(cubes: list[Path] | None, place: str | Path | None, periods: list[Period]) -> None:
     """Refuse what makes no sense where a catalog is read."""
-    if cube is not None:
-        raise BadInput(f"{cube} and --stac both say what is embedded", "give one of them")
+    if cubes:
+        raise BadInput(f"{cubes[0]} and --stac both say what is embedded", "give one of them")
     if place is None:
         raise BadInput("--stac needs to be told where", "give --bbox W,S,E,N in degrees, or --area")
     if not periods:
@@ -327,8 +359,10 @@ def _with_stac(cube: Path | None, place: str | Path | None, periods: list[Period
 def _beside(store: Path, cube: Path | None, run: Run, *, made: bool) -> list[Path]:
     """Pictures and STAC item of a field, made where the field was, or where they are gone."""
     from aefcli import item, report
+    from aefcli.several import outside
 
-    places = [store.parent / f"{store.resolve().stem}{ending}" for ending in (".png", ".preview.tif", ".stac.json")]
+    here = outside(store)
+    places = [here.parent / f"{here.resolve().stem}{ending}" for ending in (".png", ".preview.tif", ".stac.json")]
     if made or not all(place.is_file() for place in places):
         return [report.preview(store), report.preview_tif(store), item.write(store, cube, run)]
     return places

@@ -10,7 +10,7 @@ import typer
 
 from aefcli.cli.app import Json, Quiet, Result, app, cores, kind_of, lines, must_exist, on_disk
 from aefcli.cli.recipes import named
-from aefcli.errors import BadInput
+from aefcli.errors import BadInput, counted
 from aefcli.extent import Period
 
 if TYPE_CHECKING:
@@ -50,6 +50,9 @@ def info(
     if Path(what).suffix.lower() in _RASTERS:
         must_exist([Path(what)], "name a cube, a field, a run or a recipe")
     family = kind_of(Path(what)) if store else ""
+    if family == "embedding-fields":
+        _says_its_own(Path(what), family, period)
+        return _described_each(Path(what))
     if family == "embedding-field" or (store and _may_be_field(Path(what))):
         _says_its_own(Path(what), family, period)
         return _described(Path(what), Period.parse(period) if period else None)
@@ -85,6 +88,16 @@ def _described(path: Path, told: Period | None) -> Result:
 
     found = about(open_vectors(path, told))
     return Result("info", [], found.as_dict(), _field(found))
+
+
+def _described_each(group: Path) -> Result:
+    """Of several fields, as of each: their lines one after the other."""
+    from aefcli.several import fields
+
+    found = [_described(each, None) for each in fields(group)]
+    shown = [f"{group}: {counted(len(found), 'field')}"]
+    shown += [line for each in found for line in ("", *each.lines)]
+    return Result("info", [], {"path": str(group), "fields": [each.figures for each in found]}, shown)
 
 
 def _field(found: FieldAbout) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from aefcli import ledger
 from aefcli.cube.grid import grid_attrs
-from aefcli.cube.store import Cube, CubeSource, meta_of
+from aefcli.cube.store import Cube, CubeSource
 from aefcli.cube.write import FORMAT, Clear, Part, Parts, Stack, Work, layers_of, slabs, write
 from aefcli.errors import BadInput, unknown
 from aefcli.extent import Period, Tile
@@ -60,18 +60,7 @@ def _held(stack: Stack, grid: GeoBox) -> CubeSource:
     for part in stack.read(frames, whole, 1):
         clear.add(part)
         arrays[part.name] = part.values
-    bands = [at for at, band in enumerate(stack.source.bands) if band.name in arrays]
-    return CubeSource(
-        source=stack.source,
-        times=stack.times,
-        bands=tuple(stack.source.bands[at].name for at in bands),
-        delivered=stack.delivered[:, bands],
-        scale=stack.scale[:, bands],
-        offset=stack.offset[:, bands],
-        meta=meta_of(stack.source, stack.lineage, len(frames)),
-        factor=round(stack.grid.resolution.x / grid.resolution.x),
-        arrays={**arrays, "weight": clear.weight()},
-    )
+    return CubeSource.of(stack, grid, {**arrays, "weight": clear.weight()})
 
 
 def _checked(datasets: Mapping[str, xr.Dataset], period: Period) -> tuple[GeoBox, list[Stack], dict[str, Any]]:

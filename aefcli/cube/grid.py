@@ -179,7 +179,15 @@ def areas(path: Path) -> dict[str, tuple[BBox, str]]:
             raise BadInput(f"--area {path}: {name} is no polygon", "give polygons")
         if not shape.is_valid:
             raise BadInput(f"--area {path}: the outline of {name} crosses itself", "mend it, as with ST_MakeValid")
-        found[name] = (box_around(*get_coordinates(shape).T.tolist()), shape.wkt)
+        lon, lat = get_coordinates(shape).T.tolist()
+        if not (all(abs(x) <= 180 for x in lon) and all(abs(y) <= 90 for y in lat)):
+            west, south, east, north = shape.bounds
+            raise BadInput(
+                f"--area {path}: {name} has longitudes {west:g} to {east:g}, latitudes {south:g} to {north:g}",
+                "longitudes go from -180 to 180, latitudes from -90 to 90; an area over the antimeridian is a "
+                "MultiPolygon of two parts, one up to 180 and one from -180",
+            )
+        found[name] = (box_around(lon, lat), shape.wkt)
     return found
 
 

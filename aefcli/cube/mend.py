@@ -9,6 +9,7 @@ from pathlib import Path
 
 from aefcli import ledger
 from aefcli.cube.fetch import Request, addressed, check, plan, plan_of, stacks_of
+from aefcli.cube.grid import grid_attrs
 from aefcli.cube.grow import FinishedCube
 from aefcli.cube.write import Parts, Progress, Work, close, made, masked, storing, template, units_of
 from aefcli.errors import BadInput, Damaged
@@ -80,16 +81,20 @@ def _metadata(
     path: Path, build: ledger.Build, parts: Parts, attached: dict[str, dict[str, object]], faults: Sequence[Fault]
 ) -> None:
     """Write the metadata and coordinates that are wrong as they were, from a template made aside."""
-    if attached:
-        whole = FinishedCube.at(path)
-        assert whole is not None
-        kept = [whole.stack(name) for name in whole.rasters if name in attached]
-        parts = Parts(parts.grid, parts.period, [*parts.stacks, *kept], whole.tables, parts.request)
     record = ledger.read(path)
     assert record is not None
+    if attached:  # the root may be what is gone: the ledger has the order in which they came
+        rasters = [name for name in dict.fromkeys(unit.partition("/")[0] for unit in record.units) if name in attached]
+        known = {"aef:sources": rasters, "aef:points": [name for name in attached if name not in rasters]}
+        whole = FinishedCube(path, record, {**known, "aef:grid": grid_attrs(parts.grid)})
+        stacks = [*parts.stacks, *map(whole.stack, rasters)]
+        parts = Parts(parts.grid, parts.period, stacks, whole.tables, parts.request)
     aside = build.records / "template"
     shutil.rmtree(aside, ignore_errors=True)
     template(aside, parts, build.key)
+    for name in attached:  # is whole, or was refused; a template might spell its CRS in other words
+        for file in (*path.glob(f"{name}/zarr.json"), *path.glob(f"{name}/*/zarr.json")):
+            shutil.copyfile(file, aside / file.relative_to(path))
     close(aside, masked(build))
     for fault in faults:
         if fault.unit is None:

@@ -17,7 +17,7 @@ import numpy as np
 from aefcli import ledger
 from aefcli.cube.fetch import Archive, Request
 from aefcli.cube.grid import coarser, grid_attrs, outline
-from aefcli.cube.store import Cube, CubeSource, meta_of, open_cube
+from aefcli.cube.store import Cube, CubeSource, open_cube
 from aefcli.cube.write import FORMAT, Parts, Stack, Work, write
 from aefcli.extent import BBox, Period, Tile
 
@@ -39,12 +39,12 @@ class Planned:
     def cube(self, path: Path) -> Cube:
         """What `open_cube` would give of it, but for the pixels."""
         attrs = {"aef:key": ledger.digest(self.request.as_dict()), "aef:grid": grid_attrs(self.grid)}
-        sources = {stack.source.name: _blank(stack, self.grid) for stack in self.stacks}
+        sources = {stack.source.name: CubeSource.of(stack, self.grid, {}) for stack in self.stacks}
         return Cube(path, self.grid, self.request.period, sources, attrs)
 
     def within(self, tile: Tile) -> Tile:
         """The least part that holds what lies of a tile in the grid, and shares its corner with cells of all stacks."""
-        step, (height, width) = lcm(*(_factor(stack, self.grid) for stack in self.stacks)), self.grid.shape
+        step, (height, width) = lcm(*(stack.factor(self.grid) for stack in self.stacks)), self.grid.shape
         top, left = (max(0, corner) // step * step for corner in (tile.top, tile.left))
         return Tile(top, left, min(tile.bottom, height), min(tile.right, width))
 
@@ -52,7 +52,7 @@ class Planned:
         """What is planned of a part of the grid and some periods; a source without a frame there has an empty one."""
         grid = self.grid[tile.slices]
         around = outline(grid).wider(_MARGIN)
-        stacks = tuple(_part_of(stack, grid, _factor(stack, self.grid), around, supports) for stack in self.stacks)
+        stacks = tuple(_part_of(stack, grid, stack.factor(self.grid), around, supports) for stack in self.stacks)
         return replace(self, grid=grid, stacks=stacks)
 
     def fetch(self, out: Path, work: Work) -> Cube:
@@ -63,26 +63,6 @@ class Planned:
             if not build.complete:
                 write(build, Parts(self.grid, self.request.period, self.stacks, {}, asked), work)
         return open_cube(out)
-
-
-def _factor(stack: Stack, grid: GeoBox) -> int:
-    return round(stack.grid.resolution.x / grid.resolution.x)
-
-
-def _blank(stack: Stack, grid: GeoBox) -> CubeSource:
-    """A stack as a source of an open cube that has no arrays."""
-    bands = [index for index, band in enumerate(stack.source.bands) if band.name in stack.layers]
-    return CubeSource(
-        source=stack.source,
-        times=stack.times,
-        bands=tuple(stack.source.bands[index].name for index in bands),
-        delivered=stack.delivered[:, bands],
-        scale=stack.scale[:, bands],
-        offset=stack.offset[:, bands],
-        meta=meta_of(stack.source, stack.lineage, len(stack.times)),
-        factor=_factor(stack, grid),
-        arrays={},
-    )
 
 
 def _part_of(stack: Stack, grid: GeoBox, factor: int, around: BBox, supports: Sequence[Period]) -> Stack:

@@ -12,7 +12,7 @@ import numpy as np
 
 from aefcli import ledger
 from aefcli.cube.grid import grid_from, shape_of
-from aefcli.cube.write import COLLECTION, FORMAT
+from aefcli.cube.write import COLLECTION, FORMAT, Stack
 from aefcli.errors import BadInput, Damaged
 from aefcli.extent import Period, Tile
 from aefcli.sources import SOURCES, WORDS, Source
@@ -35,6 +35,22 @@ class CubeSource:
     meta: np.ndarray  # float32 (t, m), the acquisition geometry that the table names; 0 where it is not known
     factor: int  # cells of the cube per cell of the source
     arrays: Mapping[str, zarr.Array | np.ndarray]
+
+    @classmethod
+    def of(cls, stack: Stack, grid: GeoBox, arrays: Mapping[str, np.ndarray]) -> CubeSource:
+        """What a cube of this grid would hold of a stack, with arrays instead of those of a store."""
+        bands = [at for at, band in enumerate(stack.source.bands) if band.name in stack.layers]
+        return cls(
+            source=stack.source,
+            times=stack.times,
+            bands=tuple(stack.source.bands[at].name for at in bands),
+            delivered=stack.delivered[:, bands],
+            scale=stack.scale[:, bands],
+            offset=stack.offset[:, bands],
+            meta=meta_of(stack.source, stack.lineage, len(stack.times)),
+            factor=stack.factor(grid),
+            arrays=arrays,
+        )
 
     def read(self, tile: Tile, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Stored values (t c h w) and weight (t h w) of some frames over a tile of the cube's pixels.
@@ -103,7 +119,10 @@ def without(cube: Cube, gone: Mapping[str, np.ndarray]) -> Cube:
 
 
 def open_cube(path: Path | str) -> Cube:
-    """Open a finished cube; what is missing, unfinished or not a cube is refused in one line."""
+    """Open a finished cube; what is missing, unfinished or not a cube is refused in one line.
+
+    Raises BadInput, or Damaged where its records say that it is a finished one.
+    """
     path = Path(path)
     import zarr
 
@@ -113,10 +132,12 @@ def open_cube(path: Path | str) -> Cube:
         raise BadInput(f"there is no cube {path}", "aef fetch --stac ... --bbox ... --period ... makes one")
     try:
         root = zarr.open_group(CubeStore(path, read_only=True), mode="r", zarr_format=3)
-    except (FileNotFoundError, ValueError, TypeError) as error:
+    except (FileNotFoundError, ValueError, TypeError, AttributeError) as error:
+        ledger.check_root(path)
         raise BadInput(f"{path} is no Zarr store", "aef fetch makes a cube") from error
     attrs: dict[str, Any] = dict(root.attrs)
     if not str(attrs.get(ledger.FORMAT_KEY, "")).startswith("datacube/"):
+        ledger.check_root(path)
         raise BadInput(f"{path} is no datacube", "aef fetch makes one")
     if attrs[ledger.FORMAT_KEY] != FORMAT:
         raise BadInput(f"{path} is of format {attrs[ledger.FORMAT_KEY]}; this version reads {FORMAT}", "update aef")

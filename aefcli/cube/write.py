@@ -65,6 +65,10 @@ class Stack:
     read: Reader
     collection: str = ""  # of a catalog, if it comes from one: the source's numbers may hang on it
 
+    def factor(self, grid: GeoBox) -> int:
+        """Cells of a cube's grid per cell of this one."""
+        return round(self.grid.resolution.x / grid.resolution.x)
+
 
 @dataclass(frozen=True)
 class Old:

@@ -9,6 +9,7 @@ period. Sources: method.md section 10, stores.md.
     network     one patch through the model: vectors, what was seen, their spread
     engine      who computes the tiles, and how many at a time: threads, or a dask cluster
     write       the field: request, growth, resuming, mending
+    zones       several cubes into one group: a field for each, in its own CRS
     stream      the field straight from a catalog: the ground fetched and embedded part by part
     seam        how much the same pixel differs between two tilings
 """
@@ -19,6 +20,7 @@ from aefcli.embed.seam import Seam
 from aefcli.embed.stream import Streamed, from_catalog, years_of
 from aefcli.embed.tiling import part_of
 from aefcli.embed.write import Embedded, How, embed, mend
+from aefcli.embed.zones import embed_each
 
 __all__ = [
     "Embedded",
@@ -27,6 +29,7 @@ __all__ = [
     "Streamed",
     "at_points",
     "embed",
+    "embed_each",
     "encode_patch",
     "every",
     "from_catalog",

@@ -65,16 +65,36 @@ def _count(cube: Cube, names: Sequence[str], period: Period) -> int:
     return sum(len(in_period(cube.sources[name], period)) for name in names)
 
 
+def keys_of(cube: Cube, names: Sequence[str]) -> tuple[str, ...]:
+    """What a field that reads some sources of a cube knows it by; then what earlier versions knew it by.
+
+    A hash of what was asked for, without the period, as `print_of` tells the frames, and without what was attached to
+    the cube and is not read.
+    """
+    asked = {key: value for key, value in cube.attrs.get("aef:request", {}).items() if key != "period"}
+    if not asked:
+        return (cube.key,)
+    attached = {name: about for name, about in asked.get("attached", {}).items() if name in names}
+    read = {key: value for key, value in asked.items() if key != "attached"}
+    return ledger.digest({**read, **({"attached": attached} if attached else {})}), ledger.digest(asked)
+
+
 def print_of(cube: Cube, names: Sequence[str], valid: Period) -> str:
     """A hash of what is read for a valid period: its support and the frames in it, and what its archive did not give.
 
     Where a cube has grown it tells the periods that stay as they are from those to be computed again.
     """
     support = support_of(cube.period, valid)
-    held: list[object] = [[support.start, support.end], *cube.attrs.get("aef:missing", ())]
+    return ledger.digest([[support.start, support.end], *read_for(cube, names, valid)])[:16]
+
+
+def read_for(cube: Cube, names: Sequence[str], valid: Period) -> list[object]:
+    """What is read for a valid period, as plain JSON: the frames of its support, and what its archive did not give."""
+    support = support_of(cube.period, valid)
+    held: list[object] = [*cube.attrs.get("aef:missing", ())]
     for name in names:
         source = cube.sources[name]
         frames = in_period(source, support)
         parts = (source.times, source.delivered, source.scale, source.offset)
         held.append([name, *(np.ascontiguousarray(part[frames]).tolist() for part in parts)])
-    return ledger.digest(held)[:16]
+    return held

@@ -4,7 +4,8 @@ The items are searched for once and frozen in the field's records, as those of a
 what patches reach around it into a small cube beside those records, embedded, and removed; while one is embedded the
 next is fetched, so that the disk holds two of them at most. The vectors are those that a cube of the whole would give:
 its frames, its lattice of patches, its support periods. (Files of another zone are warped window by window, to within
-an eighth of a cell: there they differ as much as that.) A killed run goes on with what its last part had.
+an eighth of a cell: there they differ as much as that.) A killed run goes on with what its last part had. A field grows
+by further periods: what those read is fetched, and periods that read what they did are taken over.
 """
 
 from __future__ import annotations
@@ -33,7 +34,20 @@ from aefcli.embed import periods as spans
 from aefcli.embed.network import readable
 from aefcli.embed.seam import Seam, measured
 from aefcli.embed.tiling import Part, around, cells, tile_side
-from aefcli.embed.write import Embedded, How, Plan, Progress, Stats, compute_units, ordered, storing, unit_of
+from aefcli.embed.write import (
+    Embedded,
+    How,
+    Old,
+    Plan,
+    Progress,
+    Stats,
+    compute_units,
+    finished,
+    ordered,
+    periods_of,
+    storing,
+    unit_of,
+)
 from aefcli.errors import BadInput
 from aefcli.extent import Period, Tile, tiles, to_ms
 
@@ -72,9 +86,9 @@ def from_catalog(
     """Write the field of what a catalog has of a place, for some valid periods; resume one that was cut off.
 
     `request` is that of a cube: its period says what is read (see `years_of`), its sources by default those of the
-    model. A finished field of the same request is left alone and asks for nothing; it does not grow. Raises BadInput
-    before anything is written where the catalog has nothing that the model reads, RemoteFailed (resumable) where data
-    cannot be read.
+    model. A finished field of the same request is left alone and asks for nothing; it grows by further periods, for
+    which the catalog is searched again if they lie in other years. Raises BadInput before anything is written where
+    the catalog has nothing that the model reads, RemoteFailed (resumable) where data cannot be read.
     """
     how = replace(how or How(), box=None, area=request.area)  # where, the request says
     request = replace(request, sources=request.sources or tuple(run.recipe.data.sources))
@@ -89,13 +103,24 @@ def from_catalog(
         **({"uncertainty": how.passes} if how.passes else {}),
         "periods": [[period.start, period.end] for period in ordered(periods)],
     }
+    before = None if overwrite else finished(out, asked, apart=("period", "periods"))
+    if before:
+        periods, was = [*periods, *periods_of(before.request)], Request.from_dict(before.request).period
+        read = Period(min(was.start, request.period.start), max(was.end, request.period.end))
+        request = replace(request, period=read)
+        asked["period"] = request.as_dict()["period"]
+        asked["periods"] = [[period.start, period.end] for period in ordered(periods)]
+    grows = before is not None and ledger.digest(before.request) != ledger.digest(asked)
 
     @cache
     def search() -> dict[str, Any]:
         reach(how.work)  # before anything is written
         return _searched(request, run)
 
-    with ledger.build(out, asked, lambda: frozen_of(search()), overwrite=overwrite) as build, storing(out):
+    def frozen() -> Any:
+        return before.plan if before and before.request["period"] == asked["period"] else frozen_of(search())
+
+    with ledger.build(out, asked, frozen, overwrite=overwrite or grows) as build, storing(out):
         items = build.plan["items"] if build.complete else addressed(build.plan, search)
         with plan_of(out):
             planned = Planned(request, grid, tuple(stacks_of(items, grid, request)))
@@ -103,12 +128,28 @@ def from_catalog(
         names, identity = tuple(readable(cube, run.recipe)), checkpoint.identity(run)
         whole = Part(grid, 0, 0, request.area)
         plan = Plan(cube, run, how, device, whole, sizes, names, identity, ordered(periods), out, asked)
-        going = _Stream(build, plan, planned, progress)
+        with plan_of(out):
+            old = _old(before, plan, planned) if before and grows else None
+        going = _Stream(build, plan, planned, progress, old)
         if not build.complete:
             going.do()
             build.finish(field.finish)
         notes, count = tuple(build.plan["notes"]), sum(map(len, items.values()))
-    return Streamed(going.told(), count, len(slabs_of(plan)), going.fetched, notes)
+    return Streamed(plan.told(going.stats, going.seam), count, len(slabs_of(plan)), going.fetched, notes)
+
+
+def _old(before: ledger.Record, plan: Plan, planned: Planned) -> Old:
+    """What a finished field has of periods for which what is read by now is what was read then."""
+    request = Request.from_dict(before.request)
+    stacks = tuple(stacks_of(before.plan["items"], planned.grid, request))
+    cube = replace(planned, request=request, stacks=stacks).cube(plan.out)
+    names = readable(cube, plan.run.recipe)
+    times = {
+        period: time
+        for time, period in enumerate(periods_of(before.request))
+        if spans.read_for(cube, names, period) == spans.read_for(plan.cube, plan.names, period)
+    }
+    return Old(before, times)
 
 
 def _searched(request: Request, run: Run) -> dict[str, Any]:
@@ -164,18 +205,24 @@ def slabs_of(plan: Plan) -> list[Slab]:
 class _Stream:
     """A field being made of slabs: what is done of it, and what was seen on the way."""
 
-    def __init__(self, build: ledger.Build, plan: Plan, planned: Planned, progress: Progress | None) -> None:
-        self.build, self.plan, self.planned, self.progress = build, plan, planned, progress
+    def __init__(
+        self, build: ledger.Build, plan: Plan, planned: Planned, progress: Progress | None, old: Old | None
+    ) -> None:
+        self.build, self.plan, self.planned, self.progress, self.old = build, plan, planned, progress, old
         self.stats, self.fetched = Stats(), 0
         self.seam: Seam | None = None
         self.folder = build.records / "parts"
-        self.supports = {spans.support_of(plan.cube.period, period) for period in plan.periods}
+        times = {time for unit, (time, _) in plan.units().items() if not (old and old.has(unit))}
+        self.periods = [plan.periods[time] for time in sorted(times)]  # some of whose units are to be made
+        self.supports = {spans.support_of(plan.cube.period, period) for period in self.periods}
 
     def do(self) -> None:
         """Fetch and embed what remains."""
         slabs = slabs_of(self.plan)
         self._planned(slabs[0])
         self.build.template(self.plan.template)
+        if self.old:
+            self.stats.adopted = self.old.adopt(self.build, self.plan.units())
         total = sum(len(slab.units) for slab in slabs)
         left = [slab for slab in slabs if self.build.remaining(slab.units)]
         done = total - sum(len(slab.units) for slab in left)
@@ -220,22 +267,7 @@ class _Stream:
             setattr(self.stats, key, getattr(self.stats, key) + value)
         if plan.how.seams and self.seam is None:
             own = Part(lies.grid[slab.tile.slices], slab.tile.top + lies.top, slab.tile.left + lies.left, lies.area)
-            self.seam = measured(cube, plan.run, plan.sizes, own, plan.names, plan.periods[0], plan.device)
-
-    def told(self) -> Embedded:
-        plan, stats = self.plan, self.stats
-        outside = tuple(period for period in plan.periods if not spans.inside(plan.cube, plan.names, period)[0])
-        return Embedded(
-            plan.out,
-            plan.periods,
-            outside,
-            len(plan.tiles),
-            stats.written,
-            0,
-            stats.nodata / max(1, stats.pixels),
-            stats.patches,
-            self.seam,
-        )
+            self.seam = measured(cube, plan.run, plan.sizes, own, plan.names, self.periods[0], plan.device)
 
 
 def _remove(store: Path) -> None:

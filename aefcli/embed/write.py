@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -91,10 +92,10 @@ class Plan:
         """What the ledger knows the field by. The hash of a period tells which frames serve it."""
         if self.asked is not None:
             return dict(self.asked)
-        asked = {key: value for key, value in self.cube.attrs.get("aef:request", {}).items() if key != "period"}
+        keys, known = spans.keys_of(self.cube, self.names), ledger.request_of(self.out).get("cube")
         return {
             "format": field.FORMAT,
-            "cube": ledger.digest(asked) if asked else self.cube.key,
+            "cube": known if known in keys else keys[0],
             "model": dict(self.identity),
             "grid": grid_attrs(self.part.grid),
             "patches": self.sizes.model_dump(),
@@ -128,6 +129,7 @@ class Plan:
             "aef:model": dict(self.identity),
             "aef:recipe": self.run.recipe.to_toml(),
             "aef:request": request,
+            "geoemb:model": _address(self.identity),
         }
         inside = [spans.inside(self.cube, self.names, period) for period in self.periods]
         field.create(
@@ -181,6 +183,13 @@ class Plan:
             for start in range(0, len(left), count):
                 yield support, tuple(chain.from_iterable(left[start : start + count]))
 
+    def told(self, stats: Stats, seam: Seam | None) -> Embedded:
+        """What embedding it ended with."""
+        outside = tuple(period for period in self.periods if not spans.inside(self.cube, self.names, period)[0])
+        nodata, tiles = stats.nodata / max(1, stats.pixels), len(self.tiles)
+        done = stats.written, stats.adopted, nodata, stats.patches
+        return Embedded(self.out, self.periods, outside, tiles, *done, seam)
+
     def room(self) -> Room:
         """How much may be computed at once within the memory that is given."""
         supports = {spans.support_of(self.cube.period, period) for period in self.periods}
@@ -207,15 +216,10 @@ def embed(
     A finished field of the same model, cube and kind grows by further periods, and by what has changed in a cube that
     has grown. Raises BadInput where the model reads none of the cube's sources, or where `out` holds something else.
     """
-    if out.resolve() == cube.path.resolve():
-        raise BadInput(f"{out} is the cube itself", "give --out another path")
-    plan = _planned(cube, run, periods, out, how or How(), device)
-    before = None if overwrite else _before(plan)
-    if before:
-        plan = replace(plan, periods=ordered([*plan.periods, *_periods(before.request)]))
+    plan, before = prepared(cube, run, periods, out, how or How(), device, overwrite=overwrite)
     limits = plan.room()
     reach(plan.how.work)
-    old = _Old.of(before, plan) if before and before.request != plan.request else None
+    old = Old.of(before, plan) if before and before.request != plan.request else None
     units, stats, known = plan.units(), Stats(), {"cube": plan.place}  # for `aef repair` of a field without metadata
     aside = overwrite or old is not None
     with ledger.build(out, plan.request, lambda: known, overwrite=aside) as build, storing(out):
@@ -228,18 +232,21 @@ def embed(
     seam = None
     if plan.how.seams and stats.written:
         seam = measured(cube, run, plan.sizes, plan.part, plan.names, plan.periods[0], device)
-    outside = tuple(period for period in plan.periods if not spans.inside(cube, plan.names, period)[0])
-    return Embedded(
-        out,
-        plan.periods,
-        outside,
-        len(plan.tiles),
-        stats.written,
-        stats.adopted,
-        stats.nodata / max(1, stats.pixels),
-        stats.patches,
-        seam,
-    )
+    return plan.told(stats, seam)
+
+
+def prepared(
+    cube: Cube, run: Run, periods: Sequence[Period], out: Path, how: How, device: torch.device, *, overwrite: bool
+) -> tuple[Plan, ledger.Record | None]:
+    """What `embed` is to write, and the finished field at `out` that grows by it, if there is one."""
+    if out.resolve() == cube.path.resolve():
+        raise BadInput(f"{out} is the cube itself", "give --out another path")
+    ledger.recover(out)  # before its records are read
+    plan = _planned(cube, run, periods, out, how, device)
+    before = None if overwrite else finished(out, plan.request, apart=("periods",))
+    if before:
+        plan = replace(plan, periods=ordered([*plan.periods, *periods_of(before.request)]))
+    return plan, before
 
 
 def mend(
@@ -255,7 +262,7 @@ def mend(
     request = record.request
     if not {"cube", "patches"} <= set(request):
         raise BadInput(f"{out} was made by an earlier version, or from no cube", "embed anew with --overwrite")
-    periods, sizes = _periods(request), Embed(**request["patches"])
+    periods, sizes = periods_of(request), Embed(**request["patches"])
     how = How(sizes, None, request.get("area"), request["dtype"], request.get("uncertainty", 0), work=work)
     plan = _planned(cube, run, periods, out, how, device)
     plan = replace(plan, part=_part_again(cube, request["grid"], request.get("area")))
@@ -268,11 +275,12 @@ def mend(
     with ledger.reopen(out) as build, storing(out):
         all_units = plan.units()
         units = {fault.unit: all_units[fault.unit] for fault in faults if fault.unit}
-        _mend_metadata(plan, out, [fault.path for fault in faults if not fault.unit])
+        rest = [fault.path for fault in faults if not fault.unit]
+        _mend_metadata(plan, out, rest)
         if units:
             compute_units(build, plan, plan.room(), units, progress)
         changed = [unit for unit in units if build.files(unit) != record.units[unit]["files"]]
-        if changed:
+        if changed or not all(ledger.is_as(out / name, record.rest[name]) for name in rest):  # of another version
             build.finish(field.finish)
     return Mended(tuple(fault.path for fault in faults), len(record.units), tuple(changed))
 
@@ -297,53 +305,58 @@ def ordered(periods: Sequence[Period]) -> tuple[Period, ...]:
     return tuple(sorted(set(periods), key=lambda period: (period.start, -period.end)))
 
 
-def _periods(request: Mapping[str, Any]) -> list[Period]:
-    return [Period(start, end) for start, end, _ in request["periods"]]
+def _address(identity: Mapping[str, str]) -> str:
+    """A model as a package URL, its run's name and the hash of its weights: it says which, not where (purl-spec)."""
+    return f"pkg:generic/{re.sub(r'[^A-Za-z0-9.-]+', '-', identity['run'])}@{identity['weights']}"
 
 
-def _before(plan: Plan) -> ledger.Record | None:
-    """The records of a finished field of the same model, cube and kind where this one is to be, if there is one.
+def periods_of(request: Mapping[str, Any]) -> list[Period]:
+    return [Period(start, end) for start, end, *_ in request["periods"]]
+
+
+def finished(out: Path, request: Mapping[str, Any], apart: Collection[str]) -> ledger.Record | None:
+    """The records of a finished field of this request, but for the entries `apart`, if there is one.
 
     Refuses an unfinished one of other periods.
     """
-    record = ledger.read(plan.out)
-    if record is None or {**record.request, "periods": None} != {**plan.request, "periods": None}:
+    record = ledger.read(out)
+    if record is None or ledger.difference(*({**each, **dict.fromkeys(apart)} for each in (record.request, request))):
         return None
-    periods = _periods(record.request)
-    if not record.finished and plan.out.exists() and periods != list(plan.periods):
+    periods = periods_of(record.request)
+    if not record.finished and out.exists() and periods != periods_of(request):
         begun = " ".join(f"--period {period}" for period in periods)
-        raise BadInput(f"{plan.out} is unfinished, and was begun with {begun}", "run that first, or give --overwrite")
+        raise BadInput(f"{out} is unfinished, and was begun with {begun}", "run that first, or give --overwrite")
     return record if record.finished else None
 
 
 @dataclass(frozen=True)
-class _Old:
+class Old:
     """A finished field whose chunks may be taken over: its records, and where its periods are."""
 
     record: ledger.Record
     times: Mapping[Period, int]  # those that stay as they are
 
     @classmethod
-    def of(cls, record: ledger.Record, plan: Plan) -> _Old:
+    def of(cls, record: ledger.Record, plan: Plan) -> Old:
         held, now = record.request["periods"], plan.request["periods"]
         return cls(record, {Period(start, end): time for time, (start, end, _) in enumerate(held) if held[time] in now})
 
     def adopt(self, build: ledger.Build, units: Mapping[str, tuple[int, Tile]]) -> int:
         """Take over what stays as it is; how many units that were."""
-        periods = {str(period): time for period, time in self.times.items()}
-        count = 0
-        for unit in build.remaining(units):
-            was = periods.get(unit.partition("/")[0])
-            if was is not None and self._has(unit):
-                build.adopt(unit, self.record, _moved(was, units[unit][0]))
-                count += 1
-        return count
+        here = [unit for unit in build.remaining(units) if self.has(unit)]
+        for unit in here:
+            build.adopt(unit, self.record, _moved(self._places[unit.partition("/")[0]], units[unit][0]))
+        return len(here)
 
-    def _has(self, unit: str) -> bool:
-        """Whether the files of a unit are all there; one that is not is computed again."""
-        return unit in self.record.units and all(
-            (self.record.store / name).is_file() for name in self.record.units[unit]["files"]
-        )
+    def has(self, unit: str) -> bool:
+        """Whether a unit stays as it is and its files are all there; one whose files are not is computed again."""
+        if unit.partition("/")[0] not in self._places or unit not in self.record.units:
+            return False
+        return all((self.record.store / name).is_file() for name in self.record.units[unit]["files"])
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {str(period): time for period, time in self.times.items()}
 
 
 def _moved(was: int, now: int) -> Callable[[str], str]:

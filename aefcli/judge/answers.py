@@ -17,6 +17,7 @@ from aefcli.extent import Period
 from aefcli.judge.asked import Side, distinct, holds, same, supported
 from aefcli.judge.fields import Field, own_plan
 from aefcli.probe import Labels
+from aefcli.several import outside
 
 if TYPE_CHECKING:
     import torch
@@ -130,7 +131,8 @@ def _remedy(one: Field, cube: Cube | None, wanted: Sequence[Period]) -> str:
         return "--cube and --model name what it was made of, and it is embedded here"
     if not any(period.start < cube.period.end and period.end > cube.period.start for period in wanted):
         return f"its cube spans {cube.period}; fetch {wanted[0]} and embed it, or ask for what there is"
-    out = one.vectors.path.with_name(f"{one.vectors.path.stem}-{wanted[0].dates()[0]:%Y-%m-%d}.zarr")
+    beside = outside(one.vectors.path)
+    out = beside.with_name(f"{beside.stem}-{wanted[0].dates()[0]:%Y-%m-%d}.zarr")
     command = shlex.join(["aef", "embed", str(cube.path), "--period", str(wanted[0]), "--out", str(out)])
     return f"--model names the run that made it; or score another field: {command}"
 

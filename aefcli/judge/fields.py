@@ -13,6 +13,7 @@ from aefcli.errors import BadInput
 from aefcli.extent import Period
 from aefcli.judge.outcome import BASELINES
 from aefcli.published import Vectors, open_vectors
+from aefcli.several import outside
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def _run_of(path: Path, vectors: Vectors, given: Run | None) -> tuple[Run | None
         if checkpoint.identity(given) == made_by:
             return given, ""
         raise BadInput(f"--model {given.path} did not make {path}", "name the run that made it, or leave --model out")
-    return checkpoint.made_by(made_by, path.resolve().parent / "runs")
+    return checkpoint.made_by(made_by, outside(path).resolve().parent / "runs")
 
 
 def described(one: Field) -> str:
@@ -61,7 +62,7 @@ def described(one: Field) -> str:
 def find_labels(fields: Sequence[Path], cube_path: Path | None, period: Period | None = None) -> Path:
     """labels.parquet, .geojson, .gpkg or .csv beside the field; else beside the catalog on disk of its cube."""
     for path in fields:
-        if found := probe.find_labels(path.resolve().parent):
+        if found := probe.find_labels(outside(path).resolve().parent):
             return found
     cube = own_cube(open_vectors(fields[0], period), cube_path)
     catalog = Path((cube.attrs.get("aef:request") or {}).get("catalog") or "") if cube else Path()
@@ -77,8 +78,8 @@ def own_cube(first: Vectors, given: Path | None) -> Cube | None:
     """The cube asked for, else the one that the first field was made of, else cube.zarr beside it, else none."""
     if given is not None:
         return open_cube(given)
-    folder, recorded = first.path.resolve().parent, first.attrs.get("aef:cube")
-    for path in ([folder / str(recorded)] if recorded else []) + [folder / "cube.zarr"]:
+    recorded, usual = first.attrs.get("aef:cube"), outside(first.path).resolve().parent / "cube.zarr"
+    for path in ([first.path.resolve().parent / str(recorded)] if recorded else []) + [usual]:
         if path.exists():
             return open_cube(path)
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -27,6 +27,7 @@ SCALES = "x = code * the pixel's scale; a scale that is 0 or not finite is no da
 FLOATS = "values as they stand; lengths are left as they are"
 UNIT = "values as they stand, then each vector divided by its length; NaN is no data"
 
+_DAY = 86_400_000  # ms
 _MOST_DIMENSIONS = 4096
 _MOST_TIMES = 10_000
 _LARGEST_BLOCK = 2 << 30  # bytes that are decoded as one: the mosaics' largest are half of it
@@ -84,21 +85,51 @@ class Vectors:
         """float32 (d, h, w); NaN where nodata."""
         return self.decode(*self.stored(tile, time_index))
 
-    def sample(self, lon: np.ndarray, lat: np.ndarray, time_index: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    def sample(
+        self, lon: np.ndarray, lat: np.ndarray, time_index: int | np.ndarray = 0
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Vectors at points in any order: float32 (n, d), and bool (n,), inside the grid.
 
         lon, lat: (n,) in degrees (WGS 84). A point takes the pixel that it lies in; NaN where outside or nodata.
-        Reads the blocks that hold points, each once, one after the other.
+        time_index: of all, or of each (n,); -1 is none, and NaN. Reads the blocks that hold points, each once, one
+        after the other.
         """
         rows, columns, inside = field.locate(self.grid, np.asarray(lon, float), np.asarray(lat, float))
         found = np.full((len(inside), self.dimensions), np.nan, dtype="float32")
-        for points in _by_block(rows, columns, inside, self.block):
-            row, column = rows[points], columns[points]
-            top, left = int(row.min()), int(column.min())
-            codes, scales = self.stored(Tile(top, left, int(row.max()) + 1, int(column.max()) + 1), time_index)
-            at = (..., row - top, column - left)
-            found[points] = self.decode(codes[at], None if scales is None else scales[at]).T
+        times = np.broadcast_to(time_index, inside.shape)
+        for time in np.unique(times[times >= 0]):
+            for points in _by_block(rows, columns, inside & (times == time), self.block):
+                row, column = rows[points], columns[points]
+                top, left = int(row.min()), int(column.min())
+                codes, scales = self.stored(Tile(top, left, int(row.max()) + 1, int(column.max()) + 1), int(time))
+                at = (..., row - top, column - left)
+                found[points] = self.decode(codes[at], None if scales is None else scales[at]).T
         return found, inside
+
+    def held(self, periods: Sequence[Period]) -> list[int]:
+        """The time indices of some valid periods, in order; of all by default. BadInput where one is not held once."""
+        for period in periods:
+            if period not in self.periods:
+                listed = ", ".join(map(str, self.periods[:12])) + (" ..." if len(self.periods) > 12 else "")
+                what = f"{self.path} holds {listed}, not {period}"
+                raise BadInput(what, f"--period {self.periods[0]}, or embed it")
+        for period in self.periods:
+            if (times := self.periods.count(period)) > 1:
+                raise BadInput(f"{self.path} holds {period} {times} times", "write it again")
+        return [index for index, period in enumerate(self.periods) if not periods or period in periods]
+
+    def times_of(self, start: np.ndarray, end: np.ndarray, among: Iterable[int] | None = None) -> np.ndarray:
+        """The time index of each valid period asked for, exact or in whole days of UTC, int64 (n,); -1 for none.
+
+        start, end: int64 (n,), ms since 1970 UTC, half open. `among`: the time indices that are looked at.
+        """
+        found = np.full(len(start), -1)
+        for index in range(len(self.periods)) if among is None else among:
+            period = self.periods[index]
+            exact = (start == period.start) & (end == period.end)
+            days = (start // _DAY * _DAY == period.start) & (-(-end // _DAY) * _DAY == period.end)
+            found[exact | days] = index
+        return found
 
 
 def _by_block(rows: np.ndarray, columns: np.ndarray, inside: np.ndarray, block: tuple[int, int]) -> list[np.ndarray]:

@@ -6,9 +6,6 @@ which escapes all that it is given, and its style `scores.css`. Computes no scor
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aefcli.errors import BadInput, NoResources
+from aefcli.errors import BadInput
 from aefcli.probe import METRICS, best, compare
+from aefcli.report.page import as_uri, hashed, saving, templates
 
 if TYPE_CHECKING:
     from aefcli.guards import Guard
@@ -62,33 +60,20 @@ def page(judgement: Judgement, out: Path) -> Path:
     if out.is_dir():
         raise BadInput(f"{out} is a folder", "name an .html file")
     text = _html(judgement)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+    with saving(out, "name another file"):
         out.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise NoResources(f"cannot write {out}: {error.strerror or error}", "name another file") from error
     return out
 
 
 def _html(judgement: Judgement) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    room = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    room = templates()
     evaluation, colours = judgement.evaluation, _class_colours(judgement.labels)
     style = room.get_template("scores.css").render(
         lines=_LINES, classes=[*colours, _OTHER], shades=[round(100 * i / _SHADES) for i in range(_SHADES + 1)]
     )
-    # The policy names the style sheet by its hash, so that nothing in the data can bring in one of its own
-    allowed = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     return room.get_template("scores.html").render(
         style=style,
-        allowed=allowed,
+        allowed=hashed(style),
         task=judgement.task,
         sentence=_sentence(evaluation, judgement.task),
         facts=_facts(judgement),
@@ -541,15 +526,11 @@ def _steps(labels: Labels, colours: int) -> tuple[np.ndarray, list[str]]:
 
 def _view(view: View) -> dict[str, Any]:
     """A picture of a field as a data URI, with where it lies."""
-    from matplotlib.image import imsave
-
     every = math.ceil(max(view.rgb.shape[:2]) / _WIDEST_VIEW)
-    held = io.BytesIO()
-    imsave(held, np.ascontiguousarray(view.rgb[::every, ::every]), format="png")
     west, south, east, north = view.bounds
     return {
         "title": view.title,
-        "uri": "data:image/png;base64," + base64.b64encode(held.getvalue()).decode(),
+        "uri": as_uri(view.rgb[::every, ::every]),
         "size": view.rgb.shape[1::-1],
         "bounds": f"x {_place(west)} to {_place(east)}, y {_place(south)} to {_place(north)} in {view.crs}",
         "degrees": "W {:.4f}°, S {:.4f}°, E {:.4f}°, N {:.4f}°".format(*view.lonlat).replace("-", "−"),

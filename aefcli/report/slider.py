@@ -9,8 +9,6 @@ hold 95 % of all vectors' squared length, as int8.
 from __future__ import annotations
 
 import base64
-import hashlib
-import io
 import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aefcli import colours
-from aefcli.errors import BadInput, NoResources
+from aefcli.errors import BadInput
 from aefcli.extent import Period
 from aefcli.published import open_vectors
 from aefcli.report.about import about, frames, place
+from aefcli.report.page import as_uri, hashed, saving, templates
 from aefcli.report.thin import Thinned, position, time_of, title, unit, vectors_at
 
 if TYPE_CHECKING:
@@ -79,24 +78,13 @@ def field_page(
         vectors_at(vectors, *at)
     between = (time_of(vectors, change[0]), time_of(vectors, change[1])) if change else None
     text = _html(vectors, Start(at, between))
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+    with saving(out):
         out.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise NoResources(f"cannot write {out}: {error.strerror or error}", "name another --out") from error
     return out
 
 
 def _html(vectors: Vectors, start: Start) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    room = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    room = templates()
     found, times = about(vectors), range(len(vectors.periods))
     shape = (found.shape[0], found.shape[1])
     sample = colours.sample(vectors.window, shape, len(times), vectors.block)
@@ -106,13 +94,12 @@ def _html(vectors: Vectors, start: Start) -> str:
     return room.get_template("field.html").render(
         style=style,
         script=script,
-        # The policy names style and script by their hashes, so that nothing in the data can bring in its own
-        allowed={"style": _hash(style), "script": _hash(script)},
+        allowed={"style": hashed(style), "script": hashed(script)},
         name=vectors.name,
         facts=_facts(found),
         size=thin.shape,
         step=thin.step,
-        pictures=[_png(thin.painted(time, painter)) for time in times],
+        pictures=[as_uri(thin.painted(time, painter)) for time in times],
         periods=[_told(each) for each in found.periods],
         sources=list(dict.fromkeys(name for each in found.periods for name in each.observations)),
         held=f"{copy.share:.1%}",
@@ -125,22 +112,9 @@ def _html(vectors: Vectors, start: Start) -> str:
     )
 
 
-def _hash(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
 def _side(shape: tuple[int, int], pixels: float) -> float:
     """The longer side of a picture of this form with so many pixels."""
     return math.sqrt(pixels * max(shape) / min(shape))
-
-
-def _png(rgba: np.ndarray) -> str:
-    """A data URI."""
-    from matplotlib.image import imsave
-
-    held = io.BytesIO()
-    imsave(held, np.ascontiguousarray(rgba), format="png")
-    return "data:image/png;base64," + base64.b64encode(held.getvalue()).decode()
 
 
 # ---- the copy of the vectors

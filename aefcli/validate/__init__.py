@@ -16,13 +16,15 @@ observations. The other way round, observations without a vector, is a fault.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from aefcli import several
 from aefcli.errors import BadInput
 from aefcli.extent import Period
-from aefcli.validate.check import Check, none
+from aefcli.validate.check import Check, bad, few, hold, none
 from aefcli.validate.raster import open_file
 from aefcli.validate.store import open_store
 from aefcli.validate.vectors import SAMPLE, Progress, content_checks, overview_check, read_all
@@ -35,7 +37,7 @@ class Validated:
     """A store, checked."""
 
     path: Path
-    kind: str  # embedding field, Zarr store, GeoTIFF or tile
+    kind: str  # embedding field, Zarr store, GeoTIFF or tile; of a group, how many fields
     checks: tuple[Check, ...]
     notes: tuple[str, ...]  # what others do differently, and readers accept
     blocks: tuple[int, int]  # read, and of how many
@@ -64,11 +66,14 @@ def validate(
 ) -> Validated:
     """Check a store; `period` is what one describes that does not say it itself.
 
-    All blocks are read; with `quick`, a seed, SAMPLE of them. Raises BadInput where `path` is no embedding store.
+    All blocks are read; with `quick`, a seed, SAMPLE of them. Of a group of fields all are checked, and whether it says
+    what they do. Raises BadInput where `path` is no embedding store.
     """
     path = Path(path)
     if not path.exists():
         raise BadInput(f"there is no {path}", "name an embedding store")
+    if several.is_several(path):
+        return _each(path, lambda field: validate(field, quick=quick, workers=workers, progress=progress))
     found = open_store(path, period) if path.is_dir() else open_file(path, period)
     checks, content, blocks = list(found.metadata(quick is not None)), found.content, (0, 0)
     if content is None:
@@ -79,3 +84,21 @@ def validate(
     if found.thinned is not None:
         checks.append(overview_check(found.thinned, quick, workers))
     return Validated(path, found.kind, tuple(checks), tuple(found.notes), blocks)
+
+
+def _each(group: Path, check: Callable[[Path], Validated]) -> Validated:
+    """The checks of several fields, by their names, and that of the group."""
+    fields = several.fields(group)
+    names = few([each.name for each in fields])
+    said = f"zarr.json says what {names} do" if several.is_true(group) else f"zarr.json says other than {names} do"
+    checks, notes, read, blocks = [hold("group", several.is_true(group), said)], [], 0, 0
+    for field in fields:
+        try:
+            found = check(field)
+        except BadInput as error:
+            checks.append(bad(f"{field.name}: opens", str(error)))
+            continue
+        checks += [replace(each, name=f"{field.name}: {each.name}") for each in found.checks]
+        notes += [f"{field.name}: {note}" for note in found.notes]
+        read, blocks = read + found.blocks[0], blocks + found.blocks[1]
+    return Validated(group, f"{len(fields)} embedding fields", tuple(checks), tuple(notes), (read, blocks))
