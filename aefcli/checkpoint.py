@@ -21,6 +21,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
@@ -314,8 +315,15 @@ def identity(run: Run) -> dict[str, str]:
 
     Of the tensors, not of the file: two files of the same tensors differ in the order of their header.
     """
-    tensors, _ = _read(run.weights)
-    return {"run": run.path.name, "recipe": run.recipe.hash, "weights": _digest(tensors)}
+    state = run.weights.stat() if run.weights.is_file() else None
+    known = (state.st_ino, state.st_size, state.st_mtime_ns) if state else None
+    return {"run": run.path.name, "recipe": run.recipe.hash, "weights": _digest_of(run.weights, known)}
+
+
+@lru_cache(maxsize=16)
+def _digest_of(weights: Path, state: tuple[int, ...] | None) -> str:
+    """That of a weights file as it is now; asked for several times in a run, and seconds for a large one."""
+    return _digest(_read(weights)[0])
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
