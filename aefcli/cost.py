@@ -20,6 +20,7 @@ PARTS = ("stem", "space", "time", "precision", "exchange", "summary", "decoders"
 _TIMECODE = 24  # numbers that tell the encoder an instant
 _PERIOD = 2 * _TIMECODE + 1  # the summariser a valid period
 _POSITION = 16  # a decoder the place of an instant in it
+_SQUARE = 8  # px along the squares of which the summariser compares pixels with those around
 _CLEAR = 16  # width of the stem's guess at what is clear
 _CELL = {"precision": 2, "time": 8, "space": 16}  # pixels along the side of a cell of each path
 
@@ -148,11 +149,16 @@ def _exchange(sizes: Sizes, patch: Patch, before: Sequence[str], after: Sequence
 
 def _summariser(sizes: Sizes, patch: Patch) -> Cost:
     """The pools of all sources, then the hidden layer to L and to the embedding."""
-    cells, hidden = 4 * patch.periods * patch.cells("precision"), 2 * sizes.embedding
-    sharpness = Cost(1 if sizes.neighbours else 0)
-    return _sum(_pool(sizes, patch, n) for n in patch.frames.values()) + (
-        Cost(hidden) + _linear(hidden, sizes.embedding, cells) + sharpness
-    )
+    pixels, hidden = 4 * patch.periods * patch.cells("precision"), 2 * sizes.embedding
+    pools = _sum(_pool(sizes, patch, n) for n in patch.frames.values())
+    return pools + Cost(hidden) + _linear(hidden, sizes.embedding, pixels) + _neighbours(sizes, pixels)
+
+
+def _neighbours(sizes: Sizes, pixels: int) -> Cost:
+    """Each pixel held against those around its square, and their mean; and the sharpness."""
+    if not sizes.neighbours:
+        return Cost()
+    return Cost(1) + 2 * _product(pixels, sizes.embedding, (_SQUARE + 2 * sizes.neighbours) ** 2)
 
 
 def _pool(sizes: Sizes, patch: Patch, n: int) -> Cost:
