@@ -25,7 +25,6 @@ import numpy as np
 from aefcli import aside, geotiff, probe
 from aefcli.errors import BadInput, unknown
 from aefcli.extent import Period, Tile
-from aefcli.geotiff import parts as _tiles
 from aefcli.probe import Labels, Score, fit
 from aefcli.published import Vectors, open_vectors
 
@@ -259,7 +258,7 @@ def _write(
         block=512,
         options={"photometric": "palette"} if plan.names else {},
     )
-    tiles = list(_tiles(raster.shape, plan.vectors.block))
+    tiles = list(geotiff.parts(raster.shape, plan.vectors.block))
     counts = np.zeros(max(len(plan.names), 1) + 1, np.int64)
 
     def counted() -> geotiff.Parts:

@@ -18,7 +18,7 @@ from rasterio import Affine
 from rasterio.enums import ColorInterp
 from rasterio.shutil import copy
 
-from aefcli import field, maps, probe
+from aefcli import field, geotiff, maps, probe
 from aefcli.errors import BadInput, Damaged, NoResources
 from aefcli.extent import Period, tiles
 from aefcli.maps import draw_map
@@ -260,7 +260,7 @@ def test_a_field_that_breaks_midway_leaves_the_old_map(world: Path, tmp_path: Pa
 )
 def test_tiles_are_whole_blocks_of_bounded_size(shape: tuple[int, int], block: tuple[int, int], most: int) -> None:
     """A block that is cut would be decoded again and again, and tiles as wide as strips would fill the memory."""
-    cut = list(maps._tiles(shape, block))
+    cut = list(geotiff.parts(shape, block))
     assert sum(tile.shape[0] * tile.shape[1] for tile in cut) == shape[0] * shape[1]
     assert len({(tile.top, tile.left) for tile in cut}) == len(cut)
     for tile in cut:

@@ -31,7 +31,7 @@ from aefcli.cli.app import (
     on_disk,
     size_of,
 )
-from aefcli.errors import AefError, BadInput, Damaged, NoResources, unknown
+from aefcli.errors import AefError, BadInput, Damaged, NoResources, counted, unknown
 from aefcli.extent import BBox, Period
 
 if TYPE_CHECKING:
@@ -383,7 +383,7 @@ def repair(
     if done.changed:
         note(f"{len(done.changed)} of {done.units} units hold other bytes than before: the archive has changed")
     figures = {"files": list(done.files), "units": done.units, "changed": list(done.changed)}
-    return Result("repair", [store], figures, [f"{store}: {len(done.files)} files mended"])
+    return Result("repair", [store], figures, [f"{store}: {counted(len(done.files), 'file')} mended"])
 
 
 def _no_stac(stac: str | None) -> None:
@@ -403,7 +403,7 @@ def _mended_each(group: Path, model: Path | None, device: str, work: Work) -> Re
     files = [os.path.relpath(each / name, group) for each in done for name in done[each]["files"]] + wrong
     changed = [f"{each.name}/{unit}" for each in done for unit in done[each]["changed"]]
     figures = {"files": files, "units": sum(each["units"] for each in done.values()), "changed": changed}
-    return Result("repair", [group], figures, [f"{group}: {len(files)} files mended"])
+    return Result("repair", [group], figures, [f"{group}: {counted(len(files), 'file')} mended"])
 
 
 def _mended(store: Path, model: Path | None, device: str, work: Work) -> Result:
@@ -427,7 +427,7 @@ def _mended(store: Path, model: Path | None, device: str, work: Work) -> Result:
     if done.changed:
         note(f"{len(done.changed)} of {done.units} units hold other bytes than before: another machine or version")
     figures = {"files": list(done.files), "units": done.units, "changed": list(done.changed)}
-    return Result("repair", [store], figures, [f"{store}: {len(done.files)} files mended"])
+    return Result("repair", [store], figures, [f"{store}: {counted(len(done.files), 'file')} mended"])
 
 
 def _runs(store: Path) -> Path:

@@ -284,7 +284,7 @@ def embed(
             note(*streamed.notes)
             notes += streamed.notes
     beside = _beside(done.path, cube.path if cube else None, run, made=done.written > 0)
-    data = f"{cube.path if cube else 'the catalog'}"
+    data = str(cube.path) if cube else "the catalog"
     return _embedded(done, {"model": run.name, "notes": notes}, more, data, beside)
 
 
