@@ -203,10 +203,9 @@ def odc_alone(request: Request, out: Path) -> None:
     """What a user of odc-stac would write who knows the grid, the chunks and the codecs."""
     import dask
     import odc.stac
-    from zarr.codecs import BloscCodec, Crc32cCodec
 
     from aefcli.cube import grid_of
-    from aefcli.cube.write import CHUNK, slabs
+    from aefcli.cube.write import CHUNK, codecs, slabs
 
     grid = grid_of(request.bbox, request.gsd)
     rows, columns = next(iter(slabs(grid))).shape
@@ -219,8 +218,7 @@ def odc_alone(request: Request, out: Path) -> None:
         resampling={"*": "bilinear", "scl": "nearest"},
     )
     chunks = tuple(min(size, whole) for size, whole in zip(CHUNK, data["blue"].shape, strict=True))
-    codecs = (BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle"), Crc32cCodec())
-    encoding = {band: {"chunks": chunks, "compressors": codecs} for band in BANDS}
+    encoding = {band: {"chunks": chunks, "compressors": codecs(str(data[band].dtype))} for band in BANDS}
     with dask.config.set(scheduler="threads", num_workers=THREADS):
         data.to_zarr(out, zarr_format=3, consolidated=False, encoding=encoding)
 

@@ -24,7 +24,6 @@ import zarr
 from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
 from rasterio import Affine
-from zarr.codecs import BloscCodec, Crc32cCodec
 
 from aefcli.cube import Cube, CubeSource, open_cube, write_cube
 from aefcli.extent import Period, Tile
@@ -131,12 +130,13 @@ def readers_of(cube: Cube, aside: Path) -> dict[str, Reader]:
 
 def one_frame(source: CubeSource, aside: Path) -> CubeSource:
     """The same values in chunks of one frame and 256 px, with the same codecs."""
-    codecs = (BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle"), Crc32cCodec())
     arrays = {}
     for name, array in source.arrays.items():
         shape, side = array.shape, min(256, array.shape[1])
         place: dict[str, Any] = {"shape": shape, "chunks": (1, side, side), "dtype": array.dtype}
-        copy = zarr.create_array(aside / name, **place, compressors=codecs, config={"write_empty_chunks": True})
+        copy = zarr.create_array(
+            aside / name, **place, compressors=array.compressors, config={"write_empty_chunks": True}
+        )
         copy[:] = array[:]
         arrays[name] = copy
     return replace(source, arrays=arrays)

@@ -17,6 +17,7 @@ import itertools
 import math
 import os
 import re
+import sys
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -188,6 +189,9 @@ class Chunks:
         with aside.open("wb") as out:
             out.write(packed)
             out.write(google_crc32c.value(packed).to_bytes(_CHECKSUM, "little"))
+            out.flush()
+            if sys.platform == "linux":  # begins to write it out, for which the ledger's flush would wait at the end
+                os.posix_fadvise(out.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         aside.replace(path)
         return path
 

@@ -6,6 +6,7 @@ Sources: `sources.md`, `stores.md`.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -423,32 +424,34 @@ class Archive:
 
     def __call__(self, which: np.ndarray, tile: Tile, threads: int) -> Iterator[Part]:
         frames, grid = [self.frames[index] for index in which], self.grid[tile.slices]
+        with ThreadPoolExecutor(threads) as pool:
+            loading = Loading(self.loader, self.mask, pool)
+            yield from self._parts(frames, grid, loading)
+
+    def _parts(self, frames: Sequence[Frame], grid: GeoBox, loading: Loading) -> Iterator[Part]:
         if any(band.derived for band in self.source.bands):
-            yield from self._terrain(frames, grid, threads)
+            yield from self._terrain(frames, grid, loading)
             return
         for index, band in enumerate(self.source.bands):
             if any(frame.delivered[index] for frame in frames):
-                yield self._part(band, frames, grid, threads)
+                yield self._part(band, frames, grid, loading)
         if (quality := self.source.quality) is not None:
             key, kind, nodata = quality.assets[0], quality.dtype, quality.nodata
-            values, missing = load(frames, key, kind, nodata, "nearest", grid, self._loading(threads))
+            values, missing = load(frames, key, kind, nodata, "nearest", grid, loading)
             yield Part(quality.name, values, tuple(missing))
 
-    def _loading(self, threads: int) -> Loading:
-        return Loading(self.loader, self.mask, threads)
-
-    def _part(self, band: Band, frames: Sequence[Frame], grid: GeoBox, threads: int) -> Part:
+    def _part(self, band: Band, frames: Sequence[Frame], grid: GeoBox, loading: Loading) -> Part:
         key, kind, nodata = band.assets[0], self.source.dtype, self.source.nodata
         having = next(item for frame in frames for item in frame.items if key in item.assets)
         how = self.resampling or _resampling(having, key, band.gsd, grid.resolution.x)
         if self.source.kind == "categorical":
             how = "nearest"
-        values, missing = load(frames, key, kind, nodata, how, grid, self._loading(threads))
+        values, missing = load(frames, key, kind, nodata, how, grid, loading)
         return Part(band.name, values, tuple(missing))
 
-    def _terrain(self, frames: Sequence[Frame], grid: GeoBox, threads: int) -> Iterator[Part]:
+    def _terrain(self, frames: Sequence[Frame], grid: GeoBox, loading: Loading) -> Iterator[Part]:
         """Elevation and what follows from it, read with a cell of margin so that slabs meet without a seam."""
-        height = self._part(self.source.bands[0], frames, grid.pad(1), threads)
+        height = self._part(self.source.bands[0], frames, grid.pad(1), loading)
         each = [slope_and_aspect(values, grid.resolution.x) for values in height.values]
         for band in self.source.bands:
             yield Part(band.name, np.stack([bands[band.name] for bands in each]), height.missing)

@@ -6,7 +6,6 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,6 @@ _COARSEST = 1000  # metres; beyond, use cells of 1280 m (sources.md)
 _LONGEST_ID = 200  # bytes; a name on disk has 255, of which some go to what stands beside it
 
 
-@lru_cache(maxsize=64)  # the search for a zone takes a quarter of a second
 def grid_of(bbox: BBox, gsd: float, crs: str | None = None) -> GeoBox:
     """The cube's grid: UTM (or `crs`), north up, snapped outward to 30 m, or to `gsd` metres if that is larger."""
     from odc.geo import CRS
@@ -39,7 +37,7 @@ def grid_of(bbox: BBox, gsd: float, crs: str | None = None) -> GeoBox:
             f"--bbox {bbox} is {east - bbox.west:g} degrees wide, and a UTM zone holds {_WIDEST} at most",
             "ask for less, or give a --crs in metres, such as EPSG:6933",
         )
-    target = _projected(crs) if crs else CRS.utm((middle + 180) % 360 - 180, latitude)
+    target = _projected(crs) if crs else CRS(_zone(middle, latitude))
     outline = box(bbox.west, bbox.south, east, bbox.north, "EPSG:4326")
     extent = outline.to_crs(target, resolution=0.02).boundingbox
     if not all(map(math.isfinite, extent.bbox)):
@@ -48,6 +46,11 @@ def grid_of(bbox: BBox, gsd: float, crs: str | None = None) -> GeoBox:
     low = [math.floor(value / step + 1e-9) * step for value in (extent.left, extent.bottom)]
     high = [math.ceil(value / step - 1e-9) * step for value in (extent.right, extent.top)]
     return GeoBox.from_bbox(BoundingBox(low[0], low[1], high[0], high[1], target), resolution=gsd, tight=True)
+
+
+def _zone(longitude: float, latitude: float) -> str:
+    """The UTM zone of WGS 84. PROJ's database gives the same, and is looked through for up to a quarter of a second."""
+    return f"EPSG:{32601 + int((longitude + 180) % 360 // 6) + 100 * (latitude < 0)}"
 
 
 def _projected(crs: str) -> Any:

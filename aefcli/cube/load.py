@@ -1,4 +1,4 @@
-"""Loading: one asset of some frames' items onto a grid, through odc-stac or stackstac.
+"""Loading: one asset of some frames' items onto a grid, through odc-stac's loader or stackstac.
 
 Both read through `read`, so that neither decides what is opened, signed, repeated or taken for nodata.
 Source: `sources.md`, "Loading".
@@ -7,7 +7,8 @@ Source: `sources.md`, "Loading".
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Loading:
-    """How assets are loaded."""
+    """How assets are loaded. Threads are best kept for many of them: each opens PROJ's database for itself."""
 
     loader: str = "odc"  # or stackstac
     mask: bool = False  # take an asset that is not there for nodata instead of raising
-    threads: int = 4  # windows read at a time
+    pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4))  # a window read by each thread
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def load(
         names.setdefault(item.assets[key].href, []).append(item.id)
     reads = Reads(loading.mask)
     try:
-        found = loaders[loading.loader](_Layers(layers, key, dtype, nodata, how, grid), reads, loading.threads)
+        found = loaders[loading.loader](_Layers(layers, key, dtype, nodata, how, grid), reads, loading.pool)
     except Unreadable as error:
         hint = "run the same command again" + ", with --on-missing mask to take it for nodata" * error.gone
         raise RemoteFailed(f"cannot read {key} of {', '.join(names[error.uri])}: {error}", hint) from error
@@ -79,45 +80,41 @@ def load(
     return found, sorted(f"{name}/{key}" for uri in reads.gone for name in names[uri])
 
 
-def _odc(layers: _Layers, reads: Reads, threads: int) -> np.ndarray:
-    """An array (layers, y, x)."""
-    import odc.stac
+def _odc(layers: _Layers, reads: Reads, pool: ThreadPoolExecutor) -> np.ndarray:
+    """An array (layers, y, x), read and fused by odc-loader, which is what odc-stac reads through.
 
-    from aefcli.cube.read import Driver
-
-    position = {item.id: at for at, items in enumerate(layers.items) for item in items}
-    loaded = odc.stac.load(
-        [_with_one(item, layers.key) for items in layers.items for item in items],
-        bands=[layers.key],
-        geobox=layers.grid,
-        pool=threads,
-        groupby=lambda item, parsed, index: position[item.id],
-        preserve_original_order=True,  # the first valid pixel wins, in the order of the items
-        resampling=layers.how,
-        dtype=layers.dtype,
-        nodata=layers.nodata,
-        driver=Driver(reads),
-    )
-    return np.asarray(loaded[layers.key].data)
-
-
-def _with_one(item: pystac.Item, key: str) -> pystac.Item:
-    """The item with one asset: odc-stac parses all that it finds, for each slab and band.
-
-    It is called an image, as odc-stac does not take what has no type and a signature after its name for one.
+    What `odc.stac.load` does before that, for each slab and band anew, is known here: which items make a frame, which
+    of their files, and that these lie on the grid.
     """
-    import pystac
+    from odc.loader import RasterLoadParams
+    from odc.loader._fuser import nodata_fuser
 
-    about = (item.geometry, item.bbox, item.datetime, item.properties)
-    lean = pystac.Item(item.id, *about, stac_extensions=item.stac_extensions, collection=item.collection_id)
-    asset = item.assets[key].clone()
-    asset.media_type, asset.roles = "image/tiff", ["data"]
-    asset.set_owner(lean)
-    lean.assets = {key: asset}
-    return lean
+    from aefcli.cube.read import pixels
+
+    cfg = RasterLoadParams(layers.dtype, layers.nodata, resampling=layers.how)
+    out = np.empty((len(layers.items), *layers.grid.shape), layers.dtype)
+
+    def read(at: int) -> None:
+        out[at], empty = layers.nodata, True
+        for item in layers.items[at]:
+            found = pixels(reads, item.assets[layers.key].href, cfg, layers.grid)
+            if found is not None and empty:
+                out[at][found[0]] = found[1]
+            elif found is not None:
+                nodata_fuser(out[at][found[0]], found[1], layers.nodata)
+            empty &= found is None
+
+    running = [pool.submit(read, at) for at in range(len(out))]
+    try:
+        for each in running:
+            each.result()
+    finally:
+        for each in running:
+            each.cancel()
+    return out
 
 
-def _stackstac(layers: _Layers, reads: Reads, threads: int) -> np.ndarray:
+def _stackstac(layers: _Layers, reads: Reads, pool: ThreadPoolExecutor) -> np.ndarray:
     """The same array. stackstac is told everything: what it would make out by itself comes out wrong (`sources.md`)."""
     import dask.array as da
     import stackstac
@@ -151,7 +148,7 @@ def _stackstac(layers: _Layers, reads: Reads, threads: int) -> np.ndarray:
     parts = [stack[end - len(items) : end].data for items, end in zip(layers.items, ends, strict=True)]
     front = partial(_front, nodata=layers.nodata)
     lazy = da.stack([part.rechunk({0: -1}).map_blocks(front, dtype=dtype, drop_axis=0) for part in parts])
-    return np.asarray(lazy.compute(scheduler="threads", num_workers=threads))
+    return np.asarray(lazy.compute(scheduler="threads", pool=pool))
 
 
 def _front(layers: np.ndarray, nodata: float) -> np.ndarray:

@@ -313,11 +313,18 @@ def template(path: Path, parts: Parts, key: str) -> None:
         table.to_zarr(path, group=name, mode="a", consolidated=False)
 
 
-def _codecs() -> tuple[Any, ...]:
-    """Compressed, and with a checksum: without one a flipped bit may pass for data (stores.md)."""
+def codecs(dtype: str) -> tuple[Any, ...]:
+    """Compressed, and with a checksum: without one a flipped bit may pass for data (stores.md).
+
+    LZ4 unpacks three times as fast as Zstandard and packs measurements to 1.05 times the size; classes it packs to
+    twice the size.
+    """
     from zarr.codecs import BloscCodec, Crc32cCodec
 
-    return BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle"), Crc32cCodec()
+    packed = BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle")
+    if dtype == "uint8":
+        packed = BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle")
+    return packed, Crc32cCodec()
 
 
 def chunks_of(shape: Sequence[int]) -> tuple[int, ...]:
@@ -356,11 +363,10 @@ def _group(path: Path, stack: Stack) -> None:
             "band": np.array([band.name for band in stack.source.bands], dtype=object),
         },
     )
-    codecs = _codecs()
     chunks = chunks_of(shape)
     encoding: dict[str, Any] = {
-        name: {"chunks": chunks, "compressors": codecs, "fill_value": fill, "grid_mapping": "spatial_ref"}
-        for name, (_, fill) in stack.layers.items()
+        name: {"chunks": chunks, "compressors": codecs(dtype), "fill_value": fill, "grid_mapping": "spatial_ref"}
+        for name, (dtype, fill) in stack.layers.items()
     }
     encoding["time"] = {"units": "milliseconds since 1970-01-01", "dtype": "int64"}
     if stack.collection:
@@ -434,7 +440,7 @@ def packed(stack: Stack, frames: np.ndarray, tile: Tile, threads: int) -> int:
             shape=shape,
             dtype=dtype,
             chunks=chunks_of(shape),
-            compressors=_codecs(),
+            compressors=codecs(dtype),
             fill_value=nodata,
         )
         array[...] = variables[name]

@@ -243,7 +243,7 @@ def _parse(text: bytes, href: str) -> dict[str, Any]:
 
 def _item(feature: dict[str, Any], href: str) -> pystac.Item:
     """An item of a collection at `href`, to which its hrefs are relative if it does not say where it is."""
-    item = sound(pystac.Item.from_dict(feature))
+    item = sound(pystac.Item.from_dict(feature, preserve_dict=False))
     item.set_self_href(item.get_self_href() or href)
     return item
 
