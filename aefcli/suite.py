@@ -481,7 +481,9 @@ def _month(stage: Stage) -> Iterator[Found]:
     for task, (start, end) in tasks.items():
         cube = without(stage.cube, {n: (s.times >= start) & (s.times < end) for n, s in stage.cube.sources.items()})
         left = np.where((times >= start) & (times < end), np.nan, green)
-        before = Period(start - 12 * _MONTH, start) if end > july.end else stage.years[-1]
+        before = stage.years[-1]
+        if end > july.end:
+            before, cube = Period(start - 12 * _MONTH, start), replace(cube, period=Period(cube.period.start, start))
         features = {
             "raw": stage.features(cube, pixels, [before], ["raw"])["raw"][:, 0],
             stage.ours: stage.features(cube, pixels, [july], [stage.ours])[stage.ours][:, 0],

@@ -19,7 +19,18 @@ from toys import YEAR, noise_frames, noise_inputs, sub_pixel_share, toy_recipe
 from aefcli import checkpoint
 from aefcli.batch import DAY, Frames, stack
 from aefcli.extent import Period
-from aefcli.model import Model, Neighbours, Pool, position, relative, sample_vmf, staggered, summariser, timecode
+from aefcli.model import (
+    Model,
+    Neighbours,
+    Pool,
+    position,
+    relative,
+    sample_vmf,
+    staggered,
+    summariser,
+    timecode,
+    timecodes,
+)
 
 VALID = torch.tensor([[[YEAR.start, YEAR.end]]] * 2)
 
@@ -140,6 +151,18 @@ def test_extrapolated_and_empty_periods_work(model: Model, text: str) -> None:
     period = Period.parse(text)
     out = vectors(model, noise_inputs(), torch.tensor([[[period.start, period.end]]] * 2))
     torch.testing.assert_close(out.norm(dim=2), torch.ones(2, 1, 32, 32))
+
+
+@pytest.mark.parametrize(("text", "late"), [("2030-05", True), ("2019", False)])
+def test_beyond_all_frames_the_year_beside_them_is_read(text: str, late: bool) -> None:
+    model = checkpoint.build(toy_recipe()).eval()  # fresh: the query knows nothing of periods yet
+    frames = noise_inputs()["sentinel-2"]  # of instants of its own at each site
+    first, last = frames.time.min(1).values, frames.time.max(1).values
+    ends = [last - timecodes.YEAR, last] if late else [first, first + timecodes.YEAR]
+    period = Period.parse(text)
+    beyond = vectors(model, {"sentinel-2": frames}, torch.tensor([[[period.start, period.end]]] * 2))
+    beside = vectors(model, {"sentinel-2": frames}, torch.stack(ends, dim=1)[:, None])
+    torch.testing.assert_close(beyond, beside, atol=1e-6, rtol=0)
 
 
 def test_a_site_without_frames_is_not_seen_and_stays_finite(model: Model) -> None:

@@ -422,6 +422,12 @@ def _tame_malloc() -> None:
             ctypes.CDLL(None).mallopt(name, value)
 
 
+def give_back_memory() -> None:
+    """Have glibc return to the system what it keeps of what is free, which would grow from slab to slab."""
+    with suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def packed(stack: Stack, frames: np.ndarray, tile: Tile, threads: int) -> int:
     """Bytes that some frames of a tile take in a cube: reads them."""
     import zarr

@@ -39,20 +39,17 @@ def _marks(period: Period, months: int) -> Iterator[int]:
 def support_of(cube: Period, valid: Period) -> Period:
     """The support period of a valid one: the year of the cube, counted from its start, that holds it.
 
-    A cube of at most a year has one; a valid period outside the cube takes the nearest. One of at most a year that lies
-    across two takes the year that starts with it, a longer one all the years it touches.
+    One that lies across two takes the year that starts with it, one outside the cube the nearest; at the cube's end it
+    is the last whole year. A cube of at most a year has one; a valid period of more takes all the years it touches.
     """
-    years = max(1, -(-(cube.end - cube.start) // _YEAR))
-    if valid.end - valid.start <= _YEAR < cube.end - cube.start and not _same_year(cube, valid):
-        start = min(max(valid.start, cube.start), cube.end - _YEAR)
+    first, last = ((instant - cube.start) // _YEAR for instant in (valid.start, valid.end - 1))
+    if valid.end - valid.start <= _YEAR < cube.end - cube.start:
+        start = cube.start + first * _YEAR if first == last else valid.start
+        start = min(max(start, cube.start), cube.end - _YEAR)
         return Period(start, start + _YEAR)
-    first = min(max((valid.start - cube.start) // _YEAR, 0), years - 1)
-    last = min(max((valid.end - 1 - cube.start) // _YEAR, 0), years - 1)
+    most = max(1, -(-(cube.end - cube.start) // _YEAR)) - 1
+    first, last = (min(max(year, 0), most) for year in (first, last))
     return Period(cube.start + first * _YEAR, min(cube.start + (last + 1) * _YEAR, cube.end))
-
-
-def _same_year(cube: Period, valid: Period) -> bool:
-    return (valid.start - cube.start) // _YEAR == (valid.end - 1 - cube.start) // _YEAR
 
 
 def inside(cube: Cube, names: Sequence[str], valid: Period) -> tuple[int, int]:

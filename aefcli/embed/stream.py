@@ -29,7 +29,7 @@ from aefcli.cube import Cube, Request, Work, check, cluster, grid_attrs, reach
 from aefcli.cube.fetch import addressed, frozen_of, plan_of, stacks_of
 from aefcli.cube.fetch import plan as searched
 from aefcli.cube.part import Planned
-from aefcli.cube.write import SLAB, quiet_warps
+from aefcli.cube.write import SLAB, give_back_memory, quiet_warps
 from aefcli.embed import periods as spans
 from aefcli.embed.network import readable
 from aefcli.embed.seam import Seam, measured
@@ -233,6 +233,7 @@ class _Stream:
                 self._embed(slab, cube, part, done, total)
                 done += len(slab.units)
                 _remove(self.folder / slab.name)
+                give_back_memory()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _clear(self, left: Sequence[Slab]) -> None:

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from aefcli.model.neighbours import Neighbours
 from aefcli.model.packing import Encoded, Layout
 from aefcli.model.parts import Perceptron, silent, unit
-from aefcli.model.timecodes import PERIOD, TIMECODE, describe, relative, timecode
+from aefcli.model.timecodes import PERIOD, TIMECODE, YEAR, describe, relative, timecode
 from aefcli.recipe import Model as Sizes
 
 _ABSENT = -1e30  # a logit that leaves nothing after softmax, and yet is finite where all frames have it
@@ -29,7 +29,8 @@ class Pool(nn.Module):
 
     A head weighs a frame by where it lies in the valid period (each has a centre and a width there, spread evenly at
     the start), by how clear the cell looks, and by content (query of the period against a key of the frame). With no
-    frame near its centre a head takes those around: that is what interpolation and extrapolation need.
+    frame near its centre a head takes those around, which is what interpolation needs; to extrapolate, heads spread
+    over the year that ends with the last frame.
 
     It pools what the encoder made of the cell, and beside it the pixels' own detail by the same weights, for each pixel
     of the frames that showed it.
@@ -129,15 +130,31 @@ class Pool(nn.Module):
         return bias.masked_fill(~layout.filled[..., None, None], _ABSENT).flatten(2).transpose(1, 2)
 
     def nearness(self, layout: Layout, valid: Int[Tensor, "b p 2"]) -> Float[Tensor, "n p k"]:
-        """How much each head favours a frame for where it lies in the valid period.
+        """How much each head favours a frame for where it lies in the valid period, or in the year that stands for it.
 
         A bell at the centre with a heavy tail: in a period without frames a Gaussian would copy the one nearest frame,
         cloud or not, where the frames around the gap should be weighed by what they show.
         """
-        start, end = valid[layout.site].unbind(-1)
+        start, end = _within_reach(layout, valid)[layout.site].unbind(-1)
         place = relative(layout.time[:, None], start, end).to(self.centre.dtype)
         away = (place[..., None] - self.centre) / self.log_width.exp()
         return -2 * torch.log1p(away.square() / 4)
+
+
+def _within_reach(layout: Layout, valid: Int[Tensor, "b p 2"]) -> Int[Tensor, "b p 2"]:
+    """The valid periods; of those that lie after all frames of their site the year up to the last of them, and of those
+    before all the year from the first (our choice).
+
+    What comes is foretold by how the year went. With their bells in the period itself all heads would see the one or
+    two frames that lie nearest: two and three months ahead the error was three quarters larger.
+    """
+    (start, end), far = valid.unbind(-1), 1 << 62
+    ends = layout.time.new_tensor([far, -far])[:, None].repeat(1, len(valid))
+    first = ends[0].scatter_reduce(0, layout.site, layout.time, "amin")[:, None]
+    last = ends[1].scatter_reduce(0, layout.site, layout.time, "amax")[:, None]
+    late, early = start > last, end <= first
+    start = torch.where(late, last - YEAR, torch.where(early, first, start))
+    return torch.stack([start, torch.where(late, last, torch.where(early, first + YEAR, end))], dim=-1)
 
 
 class Summariser(nn.Module):

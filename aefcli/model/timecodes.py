@@ -11,6 +11,7 @@ from torch import Tensor
 from aefcli.batch import DAY
 
 _YEAR_DAYS = 365.2425
+YEAR = round(_YEAR_DAYS * DAY)  # ms
 _EPOCH = 1_577_836_800_000  # 2020-01-01 in ms since 1970; int64 differences to it stay small
 _PERIODS = tuple(_YEAR_DAYS * 2.0**k for k in range(4, -8, -1))  # days: 16 years ... 2.9 days, the year among them
 TIMECODE = 2 * len(_PERIODS)  # numbers of a timecode
