@@ -165,6 +165,17 @@ def test_beyond_all_frames_the_year_beside_them_is_read(text: str, late: bool) -
     torch.testing.assert_close(beyond, beside, atol=1e-6, rtol=0)
 
 
+def test_a_frame_on_either_side_of_a_periods_start_makes_little_difference() -> None:
+    model, frames = checkpoint.build(toy_recipe()).eval(), noise_inputs()["sentinel-2"]
+    frames.time[:] = frames.time.sort(dim=1).values
+    month = frames.time.max() + DAY // 2
+    found = []
+    for hours in (-1, 1):
+        frames.time[:, -1] = month + hours * DAY // 24
+        found.append(vectors(model, {"sentinel-2": frames}, torch.tensor([[[month, month + 30 * DAY]]] * 2)))
+    assert F.cosine_similarity(*found, dim=2).min() > 0.999
+
+
 def test_a_site_without_frames_is_not_seen_and_stays_finite(model: Model) -> None:
     inputs = {}
     for name, frames in noise_inputs().items():

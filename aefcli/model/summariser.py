@@ -22,6 +22,7 @@ _ABSENT = -1e30  # a logit that leaves nothing after softmax, and yet is finite 
 _POOLED, _POOLED_GPU = 2**22, 2**28  # numbers that rows of one sample are pooled to; a CPU keeps those in its cache
 _SAMPLES = 8  # times as many, that rows of several samples are
 _NARROW = 2.5  # times that a head's bell begins narrower than the distance of two; widths hardly move in a short run
+_REACHED = 0.25  # of a period: frames that reach so far into it are those that it is summarised by
 
 
 class Pool(nn.Module):
@@ -146,15 +147,18 @@ def _within_reach(layout: Layout, valid: Int[Tensor, "b p 2"]) -> Int[Tensor, "b
     before all the year from the first (our choice).
 
     What comes is foretold by how the year went. With their bells in the period itself all heads would see the one or
-    two frames that lie nearest: two and three months ahead the error was three quarters larger.
+    two frames that lie nearest: two and three months ahead the error was three quarters larger. A period that
+    frames hardly reach into lies in between: patches whose last frames are of either side of its start go on alike.
     """
-    (start, end), far = valid.unbind(-1), 1 << 62
-    ends = layout.time.new_tensor([far, -far])[:, None].repeat(1, len(valid))
-    first = ends[0].scatter_reduce(0, layout.site, layout.time, "amin")[:, None]
-    last = ends[1].scatter_reduce(0, layout.site, layout.time, "amax")[:, None]
-    late, early = start > last, end <= first
-    start = torch.where(late, last - YEAR, torch.where(early, first, start))
-    return torch.stack([start, torch.where(late, last, torch.where(early, first + YEAR, end))], dim=-1)
+    (start, end), far = valid.double().unbind(-1), 2.0**60
+    ends = start.new_tensor([far, -far])[:, None].repeat(1, len(valid))
+    first = ends[0].scatter_reduce(0, layout.site, layout.time.double(), "amin")[:, None]
+    last = ends[1].scatter_reduce(0, layout.site, layout.time.double(), "amax")[:, None]
+    late = (1 - (last - start) / (_REACHED * (end - start))).clamp(0, 1)
+    early = (1 - (end - first) / (_REACHED * (end - start))).clamp(0, 1)
+    start = start + late * (last - YEAR - start) + early * (first - start)
+    end = end + late * (last - end) + early * (first + YEAR - end)
+    return torch.stack([start, end], dim=-1).round().long()
 
 
 class Summariser(nn.Module):
