@@ -19,7 +19,7 @@ from servers import file_server
 from test_embed import chunks, hashes, untrained_run
 from test_secrets import KEY, SIGNATURE, STEM, host, publish
 
-from aefcli import embed, field, item, ledger
+from aefcli import checkpoint, embed, field, item, ledger
 from aefcli.checkpoint import Run
 from aefcli.cube import Request, check, fetch, open_cube
 from aefcli.cube.fetch import plan as searched
@@ -281,6 +281,40 @@ def test_nothing_secret_is_kept_and_what_was_signed_is_signed_anew(
     assert field.open_field(folder / "e.zarr").attrs["aef:request"]["catalog"] == f"{home.url}/items.json"
 
 
+def test_what_is_damaged_is_fetched_and_computed_again_and_nothing_else(
+    made: Path, run: Run, tmp_path: Path, aef: Aef
+) -> None:
+    out = tmp_path / "e.zarr"
+    shutil.copytree(made, out)
+    shutil.copytree(ledger.records_of(made), ledger.records_of(out))
+    before, told = hashes(made), str(run.path)
+    lost, flipped = out / "embeddings/c/1/0/0/2", out / "embeddings/c/0/0/1/0"
+    lost.unlink()
+    flipped.write_bytes(flipped.read_bytes()[:-1] + b"x")
+    (out / "zarr.json").write_text("{}")
+    code, answer, err = aef("repair", str(out), "--model", told, "--json")
+    assert code == 0, err
+    hurt = ["zarr.json", *(str(path.relative_to(out)) for path in (lost, flipped))]
+    assert sorted(json.loads(answer)["files"]) == sorted(hurt)
+    assert json.loads(answer)["changed"] == []
+    assert hashes(out) == before
+    assert ledger.verify(out)[0] == []
+    assert not (ledger.records_of(out) / "parts").exists()
+    assert aef("repair", str(out), "--model", told)[0] == 0, "nothing to mend"
+
+
+def test_it_is_mended_by_its_own_model_and_catalog_alone(made: Path, run: Run, tmp_path: Path, aef: Aef) -> None:
+    with torch.no_grad():
+        other = untrained_run(tmp_path / "other-001")
+        weights = checkpoint.build(other.recipe)
+        next(weights.parameters()).add_(1)
+    checkpoint.save_weights(other.weights, weights, other.recipe, 0)
+    code, _, err = aef("repair", str(made), "--model", str(other.path))
+    assert (code, "was made by another model" in err) == (2, True)
+    code, _, err = aef("repair", str(made), "--model", str(run.path), "--stac", str(tmp_path / "else.json"))
+    assert (code, "--stac takes that address" in err) == (2, True)
+
+
 def test_an_area_leaves_the_rest_nodata(patchy: Path, made: Path, run: Run, tmp_path: Path) -> None:
     west, south, east, north = (getattr(TOY_BOX, side) for side in ("west", "south", "east", "north"))
     area = shapely.Polygon([(west, south), (west, north), ((west + east) / 2, north)]).wkt
@@ -354,7 +388,7 @@ def test_the_command(patchy: Path, made: Path, run: Run, aef: Aef, tmp_path: Pat
     assert (code, out, err) == (0, "embeddings.zarr\n", "")
     assert aef("validate", "embeddings.zarr")[0] == 0
     code, _, err = aef("repair", "embeddings.zarr")
-    assert (code, err.count("\n"), "no cube of it is kept" in err) == (2, 1, True), err
+    assert (code, err.count("\n"), "no run here made" in err) == (2, 1, True), err
 
 
 @pytest.mark.parametrize(

@@ -352,7 +352,7 @@ def verify(
 def repair(
     store: Annotated[Path, typer.Argument(metavar="CUBE|FIELD", help="A cube that aef fetch made, or a field.")],
     stac: Annotated[
-        str | None, typer.Option("--stac", help="A cube's catalog, as typed for fetch, if the address holds a key.")
+        str | None, typer.Option("--stac", help="The catalog it came from, as typed then, if the address holds a key.")
     ] = None,
     model: Annotated[
         Path | None, typer.Option("--model", help="The run that made a field; by default of runs/, or else nano.")
@@ -374,8 +374,7 @@ def repair(
     record = ledger.read(store)
     # Where the root's metadata is what is damaged, the records know.
     if "embedding-field" in (kind_of(store), str(record and record.request.get("format")).partition("/")[0]):
-        _no_stac(stac)
-        return _mended(store, model, device, work)
+        return _mended(store, model, device, work, stac)
     if model:
         raise BadInput("--model goes with a field", "leave it out: a cube is fetched again")
     with bar("repairing") as progress:
@@ -388,7 +387,7 @@ def repair(
 
 def _no_stac(stac: str | None) -> None:
     if stac:
-        raise BadInput("--stac goes with a cube", "leave it out: a field is computed again")
+        raise BadInput("--stac goes with what was fetched", "leave it out: the field is computed again from its cube")
 
 
 def _mended_each(group: Path, model: Path | None, device: str, work: Work) -> Result:
@@ -406,24 +405,27 @@ def _mended_each(group: Path, model: Path | None, device: str, work: Work) -> Re
     return Result("repair", [group], figures, [f"{group}: {counted(len(files), 'file')} mended"])
 
 
-def _mended(store: Path, model: Path | None, device: str, work: Work) -> Result:
-    """Compute again what is damaged in a field, from the cube and with the model that it names."""
-    from aefcli import checkpoint, ledger
+def _mended(store: Path, model: Path | None, device: str, work: Work, stac: str | None = None) -> Result:
+    """Compute again what is damaged in a field, by the model that it names, from its cube or from its catalog."""
+    from aefcli import checkpoint, embed, ledger
     from aefcli.cube import open_cube
-    from aefcli.embed import mend
 
     record = ledger.read(store)
     request = record.request if record else {}
-    if "catalog" in request:
-        raise BadInput(f"{store} is straight from a catalog: no cube of it is kept", "aef embed --overwrite makes it")
     known = request.get("model", {})
     run = checkpoint.open_run(model) if model else checkpoint.made_by(known, _runs(store))[0]
     if run is None:
         raise BadInput(f"no run here made {store}: it was {known.get('run')}", "--model names the run's folder")
-    place = (record.plan if record else {}).get("cube") or _said(store)
-    must_exist([cube := store.parent / place], f"{store} was made of it: put it back")
-    with bar("repairing") as progress:
-        done = mend(store, open_cube(cube), run, device=device_of(device), work=work, progress=progress)
+    options: dict[str, Any] = {"device": device_of(device), "work": work}
+    if "catalog" in request:
+        with bar("repairing") as progress:
+            done = embed.mend_streamed(store, run, progress=progress, catalog=stac, **options)
+    else:
+        _no_stac(stac)
+        place = (record.plan if record else {}).get("cube") or _said(store)
+        must_exist([cube := store.parent / place], f"{store} was made of it: put it back")
+        with bar("repairing") as progress:
+            done = embed.mend(store, open_cube(cube), run, progress=progress, **options)
     if done.changed:
         note(f"{len(done.changed)} of {done.units} units hold other bytes than before: another machine or version")
     figures = {"files": list(done.files), "units": done.units, "changed": list(done.changed)}

@@ -44,11 +44,7 @@ def repair(
     with plan_of(path):
         request, attached = Request.from_dict(record.request), dict(record.request.get("attached", {}))
         grid = check(request)
-    if catalog is not None:
-        asked = replace(request, catalog=catalog)
-        if asked.as_dict()["catalog"] != record.request["catalog"]:
-            raise BadInput(f"{path} was fetched from {request.catalog}", "--stac takes that address, with its key")
-        request = asked
+    request = keyed(request, catalog, path)
     _refuse_attached(path, faults, attached)
     with ledger.reopen(path) as build, storing(path):
         if masked(build):
@@ -69,6 +65,16 @@ def repair(
                 progress(count, len(units))
         build.finish(lambda _: None)
     return Repaired(tuple(fault.path for fault in faults), len(wrong), tuple(sorted(changed)))
+
+
+def keyed(request: Request, catalog: str | None, path: Path) -> Request:
+    """The request with the catalog as it is typed, where its address needs a key. Raises BadInput for another one."""
+    if catalog is None:
+        return request
+    asked = replace(request, catalog=catalog)
+    if asked.as_dict()["catalog"] != request.as_dict()["catalog"]:
+        raise BadInput(f"{path} was fetched from {request.catalog}", "--stac takes that address, with its key")
+    return asked
 
 
 def _refuse_attached(path: Path, faults: Sequence[Fault], attached: dict[str, dict[str, object]]) -> None:

@@ -17,7 +17,7 @@ period. Sources: method.md section 10, stores.md.
 from aefcli.embed.network import at_points, encode_patch, read_frames, readable
 from aefcli.embed.periods import every, support_of
 from aefcli.embed.seam import Seam
-from aefcli.embed.stream import Streamed, from_catalog, years_of
+from aefcli.embed.stream import Streamed, from_catalog, mend_streamed, years_of
 from aefcli.embed.tiling import part_of
 from aefcli.embed.write import Embedded, How, embed, mend
 from aefcli.embed.zones import embed_each
@@ -34,6 +34,7 @@ __all__ = [
     "every",
     "from_catalog",
     "mend",
+    "mend_streamed",
     "part_of",
     "read_frames",
     "readable",

@@ -10,6 +10,7 @@ by further periods: what those read is fetched, and periods that read what they 
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -28,6 +29,7 @@ from aefcli.checkpoint import Run
 from aefcli.cube import Cube, Request, Work, check, cluster, grid_attrs, reach
 from aefcli.cube.fetch import addressed, frozen_of, plan_of, stacks_of
 from aefcli.cube.fetch import plan as searched
+from aefcli.cube.mend import keyed
 from aefcli.cube.part import Planned
 from aefcli.cube.write import SLAB, give_back_memory, quiet_warps
 from aefcli.embed import periods as spans
@@ -37,14 +39,18 @@ from aefcli.embed.tiling import Part, around, cells, tile_side
 from aefcli.embed.write import (
     Embedded,
     How,
+    Mended,
     Old,
     Plan,
     Progress,
     Stats,
     compute_units,
     finished,
+    how_of,
+    mended,
     ordered,
     periods_of,
+    standing,
     storing,
     unit_of,
 )
@@ -122,12 +128,7 @@ def from_catalog(
 
     with ledger.build(out, asked, frozen, overwrite=overwrite or grows) as build, storing(out):
         items = build.plan["items"] if build.complete else addressed(build.plan, search)
-        with plan_of(out):
-            planned = Planned(request, grid, tuple(stacks_of(items, grid, request)))
-        cube = planned.cube(out)
-        names, identity = tuple(readable(cube, run.recipe)), checkpoint.identity(run)
-        whole = Part(grid, 0, 0, request.area)
-        plan = Plan(cube, run, how, device, whole, sizes, names, identity, ordered(periods), out, asked)
+        plan, planned = _plans(request, items, run, replace(how, sizes=sizes), device, periods, out, asked)
         with plan_of(out):
             old = _old(before, plan, planned) if before and grows else None
         going = _Stream(build, plan, planned, progress, old)
@@ -136,6 +137,57 @@ def from_catalog(
             build.finish(field.finish)
         notes, count = tuple(build.plan["notes"]), sum(map(len, items.values()))
     return Streamed(plan.told(going.stats, going.seam), count, len(slabs_of(plan)), going.fetched, notes)
+
+
+def mend_streamed(
+    out: Path,
+    run: Run,
+    *,
+    device: torch.device,
+    work: Work,
+    progress: Progress | None = None,
+    catalog: str | None = None,
+) -> Mended:
+    """Fetch what lies around the damaged and missing parts of a finished field again, and embed them.
+
+    `catalog`: that of the field, with the key that its address needs. Raises BadInput where the model is another,
+    RemoteFailed where data cannot be read.
+    """
+    record = standing(out)
+    with plan_of(out):
+        request = Request.from_dict(record.request)
+    if dict(checkpoint.identity(run)) != record.request["model"]:
+        raise BadInput(f"{out} was made by another model than {run.path}", "--model names the run that made it")
+    asked = keyed(request, catalog, out)
+    items = addressed(record.plan, cache(lambda: _searched(asked, run)))
+    how = how_of(record.request, work)
+    plan, planned = _plans(asked, items, run, how, device, periods_of(record.request), out, record.request)
+
+    def make(build: ledger.Build, units: Mapping[str, tuple[int, Tile]]) -> None:
+        hurt = [replace(slab, units={n: u for n, u in slab.units.items() if n in units}) for slab in slabs_of(plan)]
+        _Stream(build, plan, planned, progress, None).through([slab for slab in hurt if slab.units], len(units))
+
+    return mended(plan, record, make)
+
+
+def _plans(
+    request: Request,
+    items: Mapping[str, Any],
+    run: Run,
+    how: How,
+    device: torch.device,
+    periods: Sequence[Period],
+    out: Path,
+    asked: Mapping[str, Any],
+) -> tuple[Plan, Planned]:
+    """A field of what is frozen of a catalog, and the cube that it would be of."""
+    grid, sizes = check(request), how.sizes or run.recipe.embed
+    with plan_of(out):
+        planned = Planned(request, grid, tuple(stacks_of(items, grid, request)))
+    cube, whole = planned.cube(out), Part(grid, 0, 0, request.area)
+    names, identity = tuple(readable(cube, run.recipe)), checkpoint.identity(run)
+    told = json.loads(ledger.canonical(asked))  # in the order that its records have it in
+    return Plan(cube, run, how, device, whole, sizes, names, identity, ordered(periods), out, told), planned
 
 
 def _old(before: ledger.Record, plan: Plan, planned: Planned) -> Old:
@@ -224,7 +276,10 @@ class _Stream:
         if self.old:
             self.stats.adopted = self.old.adopt(self.build, self.plan.units())
         total = sum(len(slab.units) for slab in slabs)
-        left = [slab for slab in slabs if self.build.remaining(slab.units)]
+        self.through([slab for slab in slabs if self.build.remaining(slab.units)], total)
+
+    def through(self, left: Sequence[Slab], total: int) -> None:
+        """Fetch and embed some slabs, of so many units in all."""
         done = total - sum(len(slab.units) for slab in left)
         self._clear(left)
         with _one_cluster(self.plan.how.work) as work, quiet_warps(), closing(_ahead(left, self._fetched)) as found:

@@ -256,14 +256,11 @@ def mend(
 
     Raises BadInput where the model or the cube is another than the field was made with.
     """
-    record = ledger.read(out)
-    if record is None or not record.finished:
-        raise BadInput(f"{out} is no finished field with its records", "run aef embed again: it resumes")
+    record = standing(out)
     request = record.request
-    if not {"cube", "patches"} <= set(request):
+    if "cube" not in request:
         raise BadInput(f"{out} was made by an earlier version, or from no cube", "embed anew with --overwrite")
-    periods, sizes = periods_of(request), Embed(**request["patches"])
-    how = How(sizes, None, request.get("area"), request["dtype"], request.get("uncertainty", 0), work=work)
+    periods, how = periods_of(request), how_of(request, work)
     plan = _planned(cube, run, periods, out, how, device)
     plan = replace(plan, part=_part_again(cube, request["grid"], request.get("area")))
     if ledger.canonical(plan.request) != ledger.canonical(request):
@@ -271,6 +268,30 @@ def mend(
             f"{out} was made by another request: {ledger.difference(request, plan.request)}",
             "give --model and the cube that it was made with, or embed anew with --overwrite",
         )
+    return mended(plan, record, lambda build, units: compute_units(build, plan, plan.room(), units, progress))
+
+
+def standing(out: Path) -> ledger.Record:
+    """The records of a finished field that says how it was made."""
+    record = ledger.read(out)
+    if record is None or not record.finished:
+        raise BadInput(f"{out} is no finished field with its records", "run aef embed again: it resumes")
+    if "patches" not in record.request:
+        raise BadInput(f"{out} was made by an earlier version, or from no cube", "embed anew with --overwrite")
+    return record
+
+
+def how_of(request: Mapping[str, Any], work: Work) -> How:
+    """How a field of this request was made, but for who does it now."""
+    sizes = Embed(**request["patches"])
+    return How(sizes, None, request.get("area"), request["dtype"], request.get("uncertainty", 0), work=work)
+
+
+def mended(
+    plan: Plan, record: ledger.Record, make: Callable[[ledger.Build, Mapping[str, tuple[int, Tile]]], object]
+) -> Mended:
+    """Have `make` compute what is damaged or missing in a finished field, and write what else is anew."""
+    out = plan.out
     faults, _ = ledger.verify(out)
     with ledger.reopen(out) as build, storing(out):
         all_units = plan.units()
@@ -278,7 +299,7 @@ def mend(
         rest = [fault.path for fault in faults if not fault.unit]
         _mend_metadata(plan, out, rest)
         if units:
-            compute_units(build, plan, plan.room(), units, progress)
+            make(build, units)
         changed = [unit for unit in units if build.files(unit) != record.units[unit]["files"]]
         if changed or not all(ledger.is_as(out / name, record.rest[name]) for name in rest):  # of another version
             build.finish(field.finish)
