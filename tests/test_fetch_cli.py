@@ -18,12 +18,13 @@ import pytest
 import rasterio
 from archives import ORIGIN, TOY_BOX, Toy, corners
 from conftest import Aef
+from odc.geo import CRS
 from odc.geo.geobox import GeoBox
 from rasterio import Affine
 from servers import file_server
 from shapely.geometry import Polygon, box
 
-from aefcli.cube import areas, open_cube, outline
+from aefcli.cube import areas, grid_of, open_cube, outline
 from aefcli.extent import BBox
 
 BOX = ",".join(map(repr, (TOY_BOX.west, TOY_BOX.south, TOY_BOX.east, TOY_BOX.north)))
@@ -67,6 +68,14 @@ def test_one_polygon_is_one_cube_of_the_items_that_touch_it(toy: Toy, aef: Aef, 
     assert code == 0, err
     assert json.loads(out)["outputs"] == ["cube.zarr"]
     assert json.loads(out)["items"] == 3, "the eastern tiles do not touch it"
+
+
+@pytest.mark.parametrize(
+    ("longitude", "latitude"), [(-179.9, 1), (179.9, -79), (5, 60), (8, 78), (15.01, 46), (0.1, -0.1), (-70.2, -33)]
+)
+def test_the_zone_is_the_one_that_projs_database_gives(longitude: float, latitude: float) -> None:
+    place = BBox(longitude - 0.01, latitude - 0.01, longitude + 0.01, latitude + 0.01)
+    assert grid_of(place, 10).crs == CRS.utm(longitude, latitude)
 
 
 def test_the_grid_of_a_raster_or_of_a_cube_is_shared(toy: Toy, aef: Aef, tmp_path: Path) -> None:
