@@ -458,7 +458,7 @@ def test_the_text_term_falls_on_a_batch_seen_again_and_again(vectors: Path, cube
     model, noise = checkpoint.build(plan).train(), torch.Generator()
     optimiser = torch.optim.Adam(model.parameters(), lr=2e-3)
     falls = []
-    for _ in range(25):
+    for _ in range(40):
         loss, parts = objective(model, batch, plan, noise)
         falls.append(parts["text"].item())
         optimiser.zero_grad()
