@@ -436,7 +436,7 @@ def test_damage_is_found_and_mended_in_fields_and_in_the_group(copy: Path, aef: 
     assert whole(copy) == before
     assert aef("repair", "region.zarr")[:2] == (0, "region.zarr: 0 files mended\n")
     code, _, err = aef("repair", "region.zarr", "--stac", "earth-search")
-    assert (code, err.count("\n"), "--stac goes with a cube" in err) == (2, 1, True)
+    assert (code, err.count("\n"), "--stac goes with what was fetched" in err) == (2, 1, True)
 
 
 def test_a_check_of_the_group_names_what_it_says_wrong(copy: Path) -> None:
