@@ -50,7 +50,7 @@ _ENV = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_NUM_THREADS": "1"}
 _HEAD, _HEADS = 16384, 1024  # bytes of a file's beginning that are kept, and of how many files
 _AHEAD = (65536, 1 << 20)  # bytes fetched at once where GDAL reads bit by bit; doubled while it reads straight on
 _NOWHERE = np.s_[0:0, 0:0]
-_STRIP = 64  # rows of a file that are doubled at a time: they stay in the cache, which takes a fifth of the time
+_STRIP = 64  # rows of a file that are doubled at a time: they stay in the processor's cache
 _GAP = 16384  # bytes between two ranges that are cheaper to fetch than to ask apart
 
 _running: WeakSet[threading.Event] = WeakSet()

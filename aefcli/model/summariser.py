@@ -147,7 +147,7 @@ def _within_reach(layout: Layout, valid: Int[Tensor, "b p 2"]) -> Int[Tensor, "b
     before all the year from the first (our choice).
 
     What comes is foretold by how the year went. With their bells in the period itself all heads would see the one or
-    two frames that lie nearest: two and three months ahead the error was three quarters larger. A period that
+    two frames that lie nearest, and nothing of what led there (bench/RESULTS.md has both). A period that
     frames hardly reach into lies in between: patches whose last frames are of either side of its start go on alike.
     """
     (start, end), far = valid.double().unbind(-1), 2.0**60
