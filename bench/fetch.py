@@ -146,7 +146,8 @@ def middling(runs: list[Run]) -> Run:
 
 
 def apart(kind: str, url: str, box: tuple[int, int], dates: int, out: Path) -> Run:
-    """Run one of the three in a new process."""
+    """Run one of the three in a new process. None is to pay for what the one before it left for the disk to write."""
+    os.sync()
     before = counts(url)
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         seconds, cpu, peak = pool.submit(measured, kind, url, box, dates, out).result()

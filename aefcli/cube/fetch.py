@@ -388,7 +388,8 @@ def _stack_of_items(name: str, items: Sequence[Mapping[str, Any]], grid: GeoBox,
 
     from aefcli.stac import sound
 
-    found = [sound(pystac.Item.from_dict(dict(item))) for item in items]
+    # As `plan` left them, they need no migration, which would take most of the time.
+    found = [sound(pystac.Item.from_dict(dict(item), migrate=False, preserve_dict=False)) for item in items]
     source = request.source(name, str(found[0].collection_id))
     frames = frames_of(found, source)
     cells = coarser(grid, factor(source.gsd, grid.resolution.x))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import atexit
 import io
 import itertools
-import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -49,7 +48,6 @@ if TYPE_CHECKING:
 _ENV = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_NUM_THREADS": "1"}
 _HEAD, _HEADS = 16384, 1024  # bytes of a file's beginning that are kept, and of how many files
 _AHEAD = (65536, 1 << 20)  # bytes fetched at once where GDAL reads bit by bit; doubled while it reads straight on
-_NOWHERE = np.s_[0:0, 0:0]
 _STRIP = 64  # rows of a file that are doubled at a time: they stay in the processor's cache
 _GAP = 16384  # bytes between two ranges that are cheaper to fetch than to ask apart
 
@@ -156,7 +154,7 @@ def pixels(reads: Reads, uri: str, cfg: RasterLoadParams, grid: GeoBox) -> Any:
             place = reads.place(file, grid)
             level = pick_overview(place.read_shrink, file.overviews(1)) if place.read_shrink > 1 else None
             if level is None:
-                enlarged = _enlarged(file, cfg, place, grid)
+                enlarged = _enlarged(file, cfg, place)
                 return enlarged or _do_read(rasterio.band(file, 1), cfg, grid, place)
         with opened(overview_level=level) as file:
             return _do_read(rasterio.band(file, 1), cfg, grid, place)
@@ -169,11 +167,11 @@ def _place(file: DatasetReader, grid: GeoBox) -> ReprojectInfo:
     return compute_reproject_roi(rio_geobox(file), grid, ttol=0.05)
 
 
-def _enlarged(file: DatasetReader, cfg: RasterLoadParams, place: ReprojectInfo, grid: GeoBox) -> Any:
+def _enlarged(file: DatasetReader, cfg: RasterLoadParams, place: ReprojectInfo) -> Any:
     """As `pixels`, where each cell of the file is a few whole ones of the grid; None where a warp is due.
 
     GDAL's resampling while it reads gives there what the warp gives, to the bit, for a third of the time. Beside nodata
-    it does not, so that part is warped. Nor does it where more cells, or numbers with fractions, leave it to rounding.
+    it does not. Nor does it where more cells, or numbers with fractions, leave it to rounding.
     """
     to_grid = place.transform.linear  # from cells of the file
     if to_grid is None or roi_is_empty(place.roi_dst) or cfg.resampling not in ("nearest", "bilinear"):
@@ -185,27 +183,23 @@ def _enlarged(file: DatasetReader, cfg: RasterLoadParams, place: ReprojectInfo, 
     if kind != cfg.dtype or kind.kind not in "iu" or fill is None or nodata not in (None, fill):
         return None
     (rows, columns), shape = place.roi_dst, roi_shape(place.roi_dst)
-    beside = _beside(file, fill, place, to_grid) if cfg.resampling == "bilinear" else _NOWHERE
-    # Thirds leave it to rounding, and to where a window begins, what a tie beside nodata becomes.
-    if 2 * math.prod(roi_shape(beside)) > math.prod(shape) or (times == 3 and not roi_is_empty(beside)):
-        return None
-    if times == 2 and cfg.resampling == "bilinear" and kind in ("uint8", "uint16"):
-        pixels = _doubled(file, (rows, columns), (top, left))
-    else:
-        window = Window((columns.start - left) / times, (rows.start - top) / times, shape[1] / times, shape[0] / times)
-        pixels = file.read(1, window=window, out_shape=shape, resampling=resampling_s2rio(cfg.resampling))
-    if not roi_is_empty(beside):
-        out, inner = pixels[_moved(beside[0], -rows.start), _moved(beside[1], -columns.start)], grid[beside]
-        where, warped = _do_read(rasterio.band(file, 1), cfg, inner, _place(file, inner))
-        out[...] = fill
-        out[where] = warped
-    return place.roi_dst, pixels
+    if cfg.resampling == "bilinear":
+        if fill not in (np.iinfo(kind).min, np.iinfo(kind).max):  # a mean may come out as it, and is moved
+            return None
+        if times == 2 and kind in ("uint8", "uint16"):
+            return place.roi_dst, _doubled(file, (rows, columns), (top, left), int(fill))
+        around = Window.from_slices(*roi_pad(place.roi_src, 2, file.shape))
+        if not valid(file.read(1, window=around), fill).all():
+            return None
+    window = Window((columns.start - left) / times, (rows.start - top) / times, shape[1] / times, shape[0] / times)
+    return place.roi_dst, file.read(1, window=window, out_shape=shape, resampling=resampling_s2rio(cfg.resampling))
 
 
-def _doubled(file: DatasetReader, part: Sequence[Any], origin: tuple[int, int]) -> np.ndarray:
+def _doubled(file: DatasetReader, part: Sequence[Any], origin: tuple[int, int], fill: int) -> np.ndarray:
     """A part of a grid twice as fine as the file, which begins at `origin` of it: GDAL's bilinear, for half its time.
 
-    A cell of the grid is 9/16 the one that it lies in, 3/16 each of two beside that and 1/16 of the one between them.
+    A cell of the grid is 9/16 the one that it lies in, 3/16 each of two beside that and 1/16 of the one between them,
+    of those that have a value; none where it lies in one without.
     """
     first = [(cells.start - begin) // 2 for cells, begin in zip(part, origin, strict=True)]
     last = [-(-(cells.stop - begin) // 2) for cells, begin in zip(part, origin, strict=True)]
@@ -221,23 +215,27 @@ def _doubled(file: DatasetReader, part: Sequence[Any], origin: tuple[int, int]) 
         middle, into = 3 * wide[1:-1] + 8, out[2 * top : 2 * (top + _STRIP)]
         np.right_shift(middle + wide[:-2], 4, out=into[0::2], casting="unsafe")
         np.right_shift(middle + wide[2:], 4, out=into[1::2], casting="unsafe")
+    lost = cells == fill
+    if lost.any():
+        _beside(cells, lost, out)
+        quarters = out.reshape(len(out) // 2, 2, -1, 2)
+        np.copyto(quarters, fill, where=lost[1:-1, None, 1:-1, None], casting="unsafe")
     rows, columns = (_moved(cells, -begin - 2 * a) for cells, begin, a in zip(part, origin, first, strict=True))
     return out[rows, columns]
 
 
-def _beside(file: DatasetReader, fill: float, place: ReprojectInfo, to_grid: Affine) -> tuple[slice, slice]:
-    """The part of the grid within two cells of those of the file that have no value: a box around all of them."""
-    around = roi_pad(place.roi_src, 2, file.shape)
-    lost = ~valid(file.read(1, window=Window.from_slices(*around)), fill)
-    if not lost.any():
-        return _NOWHERE
-    parts = []
-    axes = zip(around, (lost.any(1), lost.any(0)), (to_grid.f, to_grid.c), place.roi_dst, strict=True)
-    for cells, there, shift, whole in axes:
-        at = cells.start + np.flatnonzero(there)
-        first, last = (round(to_grid.a * cell + shift) for cell in (at[0] - 2, at[-1] + 3))
-        parts.append(slice(min(max(first, whole.start), whole.stop), max(min(last, whole.stop), whole.start)))
-    return parts[0], parts[1]
+def _beside(cells: np.ndarray, lost: np.ndarray, out: np.ndarray) -> None:
+    """Put right what `_doubled` made of the cells beside those that are lost. `out` lacks the margin of the others."""
+    tall = lost[:-2] | lost[1:-1] | lost[2:]
+    rows, columns = np.nonzero((tall[:, :-2] | tall[:, 1:-1] | tall[:, 2:]) & ~lost[1:-1, 1:-1])
+    for down in (0, 1):
+        for right in (0, 1):
+            total, weights = np.zeros(len(rows), "uint32"), np.zeros(len(rows), "uint32")
+            for row, column, weight in ((1, 1, 9), (2 * down, 1, 3), (1, 2 * right, 3), (2 * down, 2 * right, 1)):
+                at = rows + row, columns + column
+                there = np.where(lost[at], 0, weight).astype("uint32")
+                total, weights = total + there * cells[at], weights + there
+            out[2 * rows + down, 2 * columns + right] = (2 * total + weights) // (2 * weights)
 
 
 def _moved(part: slice, by: int) -> slice:

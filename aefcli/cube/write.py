@@ -334,23 +334,12 @@ def chunks_of(shape: Sequence[int]) -> tuple[int, ...]:
 
 def _group(path: Path, stack: Stack) -> None:
     """One source's group. Chunks of nodata are written like others: an absent one means "not done"."""
-    import dask.array as da
     import xarray as xr
+    import zarr
     from odc.geo.xr import xr_coords
 
-    shape = (len(stack.times), *stack.grid.shape)
-    dims = ("time", "y", "x")
-    coords = xr_coords(stack.grid)
-    variables: dict[str, Any] = {
-        name: (
-            dims,
-            da.full(shape, fill, dtype=dtype, chunks=-1),
-            {} if math.isnan(fill) else {"nodata": fill},
-        )
-        for name, (dtype, fill) in stack.layers.items()
-    }
     per_band = {"scale": stack.scale, "offset": stack.offset, "delivered": stack.delivered.astype("uint8")}
-    variables |= {name: (("time", "band"), values) for name, values in per_band.items()}
+    variables: dict[str, Any] = {name: (("time", "band"), values) for name, values in per_band.items()}
     variables |= {
         name: ("time", values if isinstance(values, np.ndarray) else np.array(values, dtype=object))
         for name, values in stack.lineage.items()
@@ -358,20 +347,31 @@ def _group(path: Path, stack: Stack) -> None:
     dataset = xr.Dataset(
         variables,
         coords={
-            **coords,
+            **xr_coords(stack.grid),
             "time": stack.times.astype("datetime64[ms]"),
             "band": np.array([band.name for band in stack.source.bands], dtype=object),
         },
+        attrs={COLLECTION: stack.collection} if stack.collection else {},
     )
-    chunks = chunks_of(shape)
-    encoding: dict[str, Any] = {
-        name: {"chunks": chunks, "compressors": codecs(dtype), "fill_value": fill, "grid_mapping": "spatial_ref"}
-        for name, (dtype, fill) in stack.layers.items()
-    }
-    encoding["time"] = {"units": "milliseconds since 1970-01-01", "dtype": "int64"}
-    if stack.collection:
-        dataset.attrs[COLLECTION] = stack.collection
-    dataset.to_zarr(path, group=stack.source.name, mode="a", encoding=encoding, compute=False, consolidated=False)
+    encoding = {"time": {"units": "milliseconds since 1970-01-01", "dtype": "int64"}}
+    dataset.to_zarr(path, group=stack.source.name, mode="a", encoding=encoding, consolidated=False)
+    shape = (len(stack.times), *stack.grid.shape)
+    for name, (dtype, fill) in stack.layers.items():  # by Zarr: xarray makes empty arrays of dask's, at some length
+        zarr.create_array(
+            path,
+            name=f"{stack.source.name}/{name}",
+            shape=shape,
+            dtype=dtype,
+            chunks=chunks_of(shape),
+            compressors=codecs(dtype),
+            fill_value=fill,
+            dimension_names=("time", "y", "x"),
+            attributes={
+                **({} if math.isnan(fill) else {"nodata": fill}),
+                "coordinates": "spatial_ref",
+                "grid_mapping": "spatial_ref",
+            },
+        )
 
 
 def write_slab(store: Path, stack: Stack, when: slice, tile: Tile, threads: int) -> tuple[list[Path], tuple[str, ...]]:
