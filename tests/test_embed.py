@@ -251,6 +251,17 @@ def test_room_gives_up_periods_then_workers_then_refuses() -> None:
     assert seen[-1].periods == 4
 
 
+@pytest.mark.parametrize(("side", "workers"), [(64, 2), (100, 2), (100, 3), (200, 2), (200, 7), (10, 16)])
+def test_every_worker_has_its_turns_at_a_tile(side: int, workers: int) -> None:
+    """In rows of as many patches as memory allows, one worker would take two rows of three and the other one."""
+    sizes, tile = toy_recipe().embed, Tile(0, 0, side, side)
+    cells = tiling.cells(tile, sizes)
+    rows = list(tiling.runs(cells, tiling.Room(workers, 100, 4).share(tile, sizes)))
+    assert [cell for row in rows for cell in row] == cells
+    assert len(rows) >= min(len(cells), 2 * workers)
+    assert tiling.Room(1, 2, 4).share(tile, sizes) <= 2, "no more than memory allows"
+
+
 def test_floats_are_the_vectors_themselves(made: Path, cube: Cube, run: Run, tmp_path: Path) -> None:
     out = tmp_path / "e.zarr"
     embed.embed(cube, run, YEAR_AND_MONTH, out, device=CPU, how=How(dtype="float32"))

@@ -125,8 +125,12 @@ class Room:
     """How much is computed at once, so that it stays within an amount of memory."""
 
     workers: int
-    patches: int  # read at once by each
+    patches: int  # read at once by each, at most
     periods: int  # valid periods of a tile computed at once
+
+    def share(self, tile: Tile, sizes: Embed) -> int:
+        """Patches that a worker reads at once of a tile: so few that each has two turns at it, or one would end late."""
+        return max(1, min(self.patches, len(cells(tile, sizes)) // (2 * self.workers)))
 
 
 def room(memory: int, workers: int, frames: int, values: int, periods: int, sizes: Embed, itemsize: int) -> Room:

@@ -163,7 +163,7 @@ class Plan:
                 frozenset(time for time in times if unit_of(self.periods[time], tile) in remaining),
                 self.how.dtype,
                 self.how.passes,
-                room.patches,
+                room.share(tile, self.sizes),
             )
             for tile in self.tiles
             for support, times in self._together(tile, remaining, room.periods)
