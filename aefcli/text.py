@@ -29,7 +29,7 @@ from aefcli.errors import BadInput, NoResources, counted
 from aefcli.extent import Period, Tile
 from aefcli.field import locate
 from aefcli.ledger import digest, write_atomically
-from aefcli.table import open_table
+from aefcli.table import check_globe, coordinates, named, numbers, open_table
 
 if TYPE_CHECKING:
     from aefcli.cube import Cube
@@ -43,7 +43,6 @@ _SHORTEST = 4 * _DAY + 1  # ms; a valid period is longer than four days [paper e
 _WORDS = 100  # the paper keeps texts of at least this many
 _FARTHEST = 240.0  # metres; the paper leaves out positions that are less certain
 _AT_ONCE = 256  # texts between two reports of progress
-_PLACES = (("lon", "lat"), ("longitude", "latitude"), ("x", "y"))
 _COLUMNS = ("lon", "lat", "start", "end", "vector")
 _MODEL_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")  # what is read of a model's name, and hashed of any
 
@@ -210,7 +209,7 @@ def _texts(table: Any) -> Texts:
             kind = table.schema.field(name).type
             raise BadInput(f"{name} is of type {kind}", "it counts milliseconds since 1970 in UTC, as int64")
     lon, lat = (_degrees(table, name) for name in ("lon", "lat"))
-    _check_globe(lon, lat)
+    _check_places(lon, lat)
     start, end = (table[name].to_numpy().astype("int64") for name in ("start", "end"))
     if empty := int((end <= start).sum()):
         raise BadInput(f"{counted(empty, 'row')} with an end not after the start", "the period is half open")
@@ -449,16 +448,15 @@ class _Rows:
 
 def _rows(path: Path) -> _Rows:
     table = open_table(path, "table of texts", as_text=True)
-    try:
+    with named(path):
         return _parsed(table)
-    except BadInput as error:
-        raise BadInput(f"{path}: {error.what}", error.hint) from error
 
 
 def _parsed(table: Any) -> _Rows:
     if not len(table):
         raise BadInput("no rows", "add texts")
-    lon, lat = _coordinates(table)
+    lon, lat = coordinates(table, "texts")
+    _check_places(lon, lat)
     text, start, end = _filled(table, "text"), *_periods(table)
     near = _certain(table)
     if not near.any():
@@ -476,50 +474,11 @@ def _notes(kept: Sequence[str], rows: int) -> Iterator[str]:
         yield f"{which} with fewer than {_WORDS} words; the paper leaves such out, here they stay"
 
 
-def _coordinates(table: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Longitude and latitude, float64 (n) degrees, all there and on the globe."""
-    for x, y in _PLACES:
-        if {x, y} <= set(table.columns):
-            lon, lat = _numbers(table[x]), _numbers(table[y])
-            break
-    else:
-        if getattr(table, "_geometry_column_name", None) not in table.columns:
-            names = ", ".join(map(str, table.columns))
-            raise BadInput(f"no columns 'lon' and 'lat'; its columns: {names}", "add them, in degrees")
-        lon, lat = _points(table.geometry)
-    _check_globe(lon, lat)
-    return lon, lat
-
-
-def _points(geometry: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Longitude and latitude of point geometries in any CRS; NaN where there is none."""
-    if geometry.crs is None:
-        raise BadInput("the geometry has no CRS", "set it (`set_crs` in geopandas), or add lon and lat in degrees")
-    if other := set(geometry.geom_type.dropna()) - {"Point"}:
-        raise BadInput(f"it holds {', '.join(sorted(other))}; texts lie at points", "use their centroids")
-    degrees = geometry.to_crs(4326)
-    there = ~(degrees.isna() | degrees.is_empty).to_numpy()
-    lon, lat = np.full(len(degrees), np.nan), np.full(len(degrees), np.nan)
-    lon[there], lat[there] = degrees[there].x, degrees[there].y
-    return lon, lat
-
-
-def _check_globe(lon: np.ndarray, lat: np.ndarray) -> None:
+def _check_places(lon: np.ndarray, lat: np.ndarray) -> None:
     if absent := int((np.isnan(lon) | np.isnan(lat)).sum()):
         what = f"{absent} of {counted(len(lon), 'row')} without coordinates"
         raise BadInput(what, "fill them in, or remove them")
-    if len(off := np.flatnonzero((np.abs(lon) > 180) | (np.abs(lat) > 90))):
-        first = f"{lon[off[0]]:g}, {lat[off[0]]:g} in row {off[0]}"
-        raise BadInput(
-            f"{counted(len(off), 'text')} outside -180..180, -90..90, the first at {first}", "lon and lat are degrees"
-        )
-
-
-def _numbers(column: Any) -> np.ndarray:
-    """The column as float64; NaN for what is no number."""
-    import pandas as pd
-
-    return pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    check_globe(lon, lat)
 
 
 def _filled(table: Any, name: str) -> list[str]:
@@ -560,7 +519,7 @@ def _certain(table: Any) -> np.ndarray:
     if "uncertainty" not in table.columns:
         return np.ones(len(table), dtype=bool)
     stated = [str(cell).strip() not in ("", "None", "nan", "<NA>") for cell in table["uncertainty"]]
-    metres = _numbers(table["uncertainty"])
+    metres = numbers(table["uncertainty"])
     if (wrong := np.array(stated) & ~(metres >= 0)).any():
         first, rows = table["uncertainty"].iloc[int(np.argmax(wrong))], counted(int(wrong.sum()), "row")
         raise BadInput(f"{rows} with no number of metres as uncertainty: {first!r}", "leave unknown ones empty")

@@ -129,7 +129,7 @@ class Room:
     periods: int  # valid periods of a tile computed at once
 
     def share(self, tile: Tile, sizes: Embed) -> int:
-        """Patches that a worker reads at once of a tile: so few that each has two turns at it, or one would end late."""
+        """Patches that a worker reads at once of a tile: so few that each has two turns, or one would end late."""
         return max(1, min(self.patches, len(cells(tile, sizes)) // (2 * self.workers)))
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from aefcli.errors import BadInput, unknown
-from aefcli.table import open_table
+from aefcli.table import PLACES, check_globe, coordinates, listed, named, numbers, open_table
 
 _DAY = 86_400_000
 _FARTHEST = 60_000_000_000_000  # ms from 1970, so the years 69 to 3871: what lies beyond was counted in another unit
@@ -22,7 +21,6 @@ _PERIODS = ("valid_start", "valid_end", "before_start", "before_end")
 _SUPPORTS = ("support_start", "support_end", "before_support_start", "before_support_end")
 _COLUMNS = ("lon", "lat", "value", "site", "split", *_PERIODS, *_SUPPORTS)
 _CHANGE = ("no change", "change")
-_PLACES = (("x", "y"), ("longitude", "latitude"), ("lon", "lat"))  # columns that say where, the first of them there
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +96,7 @@ def read_labels(path: Path, label: str = "label") -> Labels:
     A table that cannot be used as a whole raises `BadInput`; no row is dropped in silence.
     """
     table = open_table(path, "label table")
-    with _named(path):
+    with named(path):
         return labels_of(table, label)
 
 
@@ -127,12 +125,12 @@ def read_places(path: Path, *, as_text: bool = False) -> Places:
     With `as_text` the cells of a CSV stay as they were written. Raises BadInput as `read_labels` does.
     """
     table = open_table(path, "table of points", as_text=as_text).reset_index(drop=True)
-    with _named(path):
+    with named(path):
         if not len(table):
             raise BadInput("no rows", "add points")
-        lon, lat = _coordinates(table)
+        lon, lat = coordinates(table, "labels")
         _check_complete(np.isnan(lon) | np.isnan(lat), "coordinates", "fill these rows in, or remove them")
-        _check_globe(lon, lat)
+        check_globe(lon, lat)
         return Places(_plain(table, lon, lat), lon, lat, **_bounds(table, "valid", "", "valid"))
 
 
@@ -142,7 +140,7 @@ def _plain(table: Any, lon: np.ndarray, lat: np.ndarray) -> Any:
 
     shapes = [name for name in table.columns if str(table[name].dtype) == "geometry"]
     plain = pd.DataFrame(table.drop(columns=shapes))
-    if any({x, y} <= set(plain.columns) for x, y in _PLACES):
+    if any({x, y} <= set(plain.columns) for x, y in PLACES):
         return plain
     return plain.assign(longitude=lon, latitude=lat)
 
@@ -158,18 +156,9 @@ def read_points(path: Path, features: str, label: str = "label") -> tuple[Labels
     refused, as is all else that cannot be used (`BadInput`).
     """
     table = open_table(path, "table of points")
-    with _named(path):
+    with named(path):
         matrix = _matrix(table, features, label)
         return labels_of(table, label), matrix
-
-
-@contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Messages that begin with the path."""
-    try:
-        yield
-    except BadInput as error:
-        raise BadInput(f"{path}: {error.what}", error.hint) from error
 
 
 def check_several(distinct: Sequence[Any] | np.ndarray, rows: int, noun: str) -> None:
@@ -184,25 +173,17 @@ def labels_of(table: Any, label: str = "label") -> Labels:
     columns = ["label_before", "label_after"] if pairs else [label]
     if columns[0] not in table.columns:
         raise BadInput(
-            f"no column {label!r}; its columns: {_listed(table)}", "--label names the one that holds the labels"
+            f"no column {label!r}; its columns: {listed(table)}", "--label names the one that holds the labels"
         )
     if not len(table):
         raise BadInput("no rows", "add labelled points")
-    lon, lat = _coordinates(table)
+    lon, lat = coordinates(table, "labels")
     absent = np.isnan(lon) | np.isnan(lat) | np.logical_or.reduce([_blank(table[name]) for name in columns])
     _check_complete(absent, f"{' or no '.join(columns)} or no coordinates", "fill these rows in, or remove them")
-    _check_globe(lon, lat)
+    check_globe(lon, lat)
     value, names = _changes(table) if pairs else _values(table, label)
     kind: Literal["class", "value"] = "class" if names else "value"
     return Labels(lon, lat, value, names, kind, site=_sites(table), split=_split(table), **_times(table, pairs))
-
-
-def _listed(table: Any) -> str:
-    """The columns, some of many; of a CSV with other separators that is one."""
-    names = [str(name) for name in table.columns]
-    if len(names) == 1 and ";" in names[0]:
-        return f"{names[0]!r} alone, so save it with commas"
-    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "") or "none"
 
 
 def _check_complete(absent: np.ndarray, what: str, hint: str) -> None:
@@ -210,57 +191,7 @@ def _check_complete(absent: np.ndarray, what: str, hint: str) -> None:
         raise BadInput(f"{absent.sum()} of {len(absent)} rows have no {what}", hint)
 
 
-# --- places ---------------------------------------------------------------------------------------------------
-
-
-def _coordinates(table: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Longitude and latitude, float64 (n,) degrees; NaN where a row has none."""
-    for x, y in _PLACES:
-        if {x, y} <= set(table.columns):
-            return _numbers(table[x]), _numbers(table[y])
-    if getattr(table, "_geometry_column_name", None) not in table.columns:
-        hint = "add x and y, or longitude and latitude, in degrees"
-        raise BadInput(f"no coordinates; its columns: {_listed(table)}", hint)
-    return _points(table.geometry)
-
-
-def _points(geometry: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Longitude and latitude of point geometries in any CRS; infinite where a projection has no answer."""
-    if geometry.crs is None:
-        raise BadInput("the geometry has no CRS", "set it (`set_crs` in geopandas), or add x and y in degrees")
-    multiple = (geometry.geom_type == "MultiPoint").to_numpy()
-    if multiple.any() and (geometry[multiple].count_coordinates() == 1).all():  # as many programs export points
-        geometry = geometry.explode(index_parts=False)
-    other = set(geometry.geom_type.dropna()) - {"Point"}
-    if other:
-        raise BadInput(f"it holds {', '.join(sorted(other))}; labels are points", "use their centroids")
-    degrees = geometry.to_crs(4326)
-    # `.x` refuses missing points, which the caller counts
-    there = ~(degrees.isna() | degrees.is_empty).to_numpy()
-    lon, lat = np.full(len(degrees), np.nan), np.full(len(degrees), np.nan)
-    lon[there], lat[there] = degrees[there].x, degrees[there].y
-    return lon, lat
-
-
-def _check_globe(lon: np.ndarray, lat: np.ndarray) -> None:
-    off = np.flatnonzero((np.abs(lon) > 180) | (np.abs(lat) > 90))
-    if len(off):
-        first = f"{lon[off[0]]:g}, {lat[off[0]]:g} in row {off[0]}"
-        told = "1 point lies" if len(off) == 1 else f"{len(off)} points lie"
-        raise BadInput(
-            f"{told} outside -180..180, -90..90, the first at {first}",
-            "x and y are degrees; projected coordinates need a geometry with a CRS",
-        )
-
-
 # --- labels ---------------------------------------------------------------------------------------------------
-
-
-def _numbers(column: Any) -> np.ndarray:
-    """The column as float64; NaN for what is no number."""
-    import pandas as pd
-
-    return pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
 
 
 def _words(column: Any) -> np.ndarray:
@@ -388,7 +319,7 @@ def _milliseconds(column: Any) -> np.ndarray:
 
     # A column of dates must not pass: pandas would turn it into nanoseconds
     dates = pd.api.types.is_datetime64_any_dtype(column)
-    time = np.full(len(column), np.nan) if dates else _numbers(column)
+    time = np.full(len(column), np.nan) if dates else numbers(column)
     if not (np.abs(time) < _FARTHEST).all():
         raise BadInput(f"{column.name} is no number of milliseconds", "count from 1970 in UTC")
     early = np.flatnonzero(np.abs(time) < _NEAREST)
@@ -439,7 +370,7 @@ def _matrix(table: Any, features: str, label: str) -> np.ndarray:
         raise BadInput(f"the features name {leaks[0]}, which tells the answer or the split", "leave it out")
     columns = []
     for name in names:
-        column = _numbers(table[name])
+        column = numbers(table[name])
         words = np.flatnonzero(np.isnan(column) & ~_blank(table[name]))
         if len(words):
             raise BadInput(
