@@ -104,14 +104,18 @@ class Build:
                 shutil.copyfile(other.store / name, place)
         self._say(unit, hashes, line.get("about", {}))
 
-    def finish(self, close: Callable[[Path], None]) -> None:
-        """After the last unit: `close(store)` writes the final metadata; then the ledger says complete."""
+    def finish(self, close: Callable[[Path], None], rest: Iterable[str] | None = None) -> None:
+        """After the last unit: `close(store)` writes the final metadata; then the ledger says complete.
+
+        `rest` names the files that are no unit's, by default all that are there: of a store that somebody has used
+        meanwhile some are not its own.
+        """
         close(self.store)
-        known = {name for line in self._lines.values() for name in line["files"]}
-        rest = (
-            path for path in self.store.rglob("*") if path.is_file() and str(path.relative_to(self.store)) not in known
-        )
-        hashes = {str(path.relative_to(self.store)): _flush_and_hash(path) for path in sorted(rest)}
+        if rest is None:
+            known = {name for line in self._lines.values() for name in line["files"]}
+            found = (str(path.relative_to(self.store)) for path in self.store.rglob("*") if path.is_file())
+            rest = (name for name in found if name not in known)
+        hashes = {name: _flush_and_hash(self.store / name) for name in sorted(rest)}
         self._append({"finished": self.key, "files": hashes})
         self.complete = True
 
@@ -247,6 +251,28 @@ def verify(store: Path, workers: int = 4) -> tuple[list[Fault], int]:
         found = list(pool.map(lambda name: _state(store / name, hashes[name]), hashes))
     faults = [Fault(name, what, owners.get(name)) for name, what in zip(hashes, found, strict=True) if what]
     return faults, len(hashes)
+
+
+def hold(record: Record, units: Iterable[str] = (), apart: str = "") -> None:
+    """Raise Damaged unless every file of a finished store is there, and its metadata, coordinates and the files of
+    `units` are as they were written. Nothing is asked of what lies under the folder `apart`.
+    """
+    hashes = {name: value for unit in units for name, value in record.units[unit]["files"].items()}
+    hashes = {name: value for name, value in {**hashes, **record.rest}.items() if not _lies_in(name, apart)}
+    every = {name for line in record.units.values() for name in line["files"] if not _lies_in(name, apart)}
+    gone = sorted(name for name in every - set(hashes) if not (record.store / name).is_file())
+    with ThreadPoolExecutor(_FLUSHERS) as pool:
+        states = zip(hashes, pool.map(lambda name: _state(record.store / name, hashes[name]), hashes), strict=True)
+        wrong = [f"{record.store / name} is {what}" for name, what in states if what]
+    wrong += [f"{record.store / name} is missing" for name in gone]
+    if wrong:
+        more = f", and {len(wrong) - 1} more files are wrong" if len(wrong) > 1 else ""
+        hint = f"aef verify {record.store} finds all such files, aef repair {record.store} mends them"
+        raise Damaged(wrong[0] + more, hint)
+
+
+def _lies_in(name: str, folder: str) -> bool:
+    return bool(folder) and name.startswith(folder + "/")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from servers import file_server
 
 import aefcli.cube.write as writing
 from aefcli import ledger
-from aefcli.cube import Request, Work, add_source, fetch, open_cube, write_cube
+from aefcli.cube import Request, Work, add_source, fetch, open_cube, repair, write_cube
 from aefcli.errors import BadInput, Damaged, RemoteFailed
 from aefcli.extent import Period
 from aefcli.sources import SOURCES
@@ -134,6 +134,42 @@ def test_a_chunk_that_is_gone_is_no_nodata(toy: Toy, tmp_path: Path) -> None:
     (tmp_path / "c.zarr/sentinel-2/B04/c/0/0/0").unlink()
     with pytest.raises(Damaged, match="B04"):
         fetch(toy_request(toy), tmp_path / "c.zarr")
+
+
+LATER = Period.parse("2023-08-12:2023-08-31")
+
+
+@pytest.mark.parametrize(
+    ("harm", "period"),
+    [
+        ("flipped", LATER),  # a frame comes before those that are there: all chunks are read, to be written anew
+        ("swapped", LATER),
+        ("missing", LATER),
+        ("missing", FIRST),  # one comes after them: the chunk would be taken over as it is
+        ("metadata", FIRST),
+        ("coordinate", FIRST),
+    ],
+)
+def test_what_is_damaged_is_not_grown_from(toy: Toy, tmp_path: Path, harm: str, period: Period) -> None:
+    fetch(toy_request(toy, period=period), path := tmp_path / "c.zarr")
+    group = path / "sentinel-2"
+    file = group / {"metadata": "B03/zarr.json", "coordinate": "time/c/0"}.get(harm, "B03/c/0/0/0")
+    if harm == "missing":
+        file.unlink()
+    elif harm == "swapped":
+        file.write_bytes((group / "B04/c/0/0/0").read_bytes())
+    else:
+        raw = bytearray(file.read_bytes())
+        raw[len(raw) // 2] ^= 1
+        file.write_bytes(raw)
+    before = chunks(path)
+    with pytest.raises(Damaged, match=rf"{file.name} is (damaged|missing).*aef repair .*c\.zarr mends"):
+        fetch(toy_request(toy), path)
+    assert chunks(path) == before, "nothing is written and nothing lost"
+    repair(path)
+    fetch(toy_request(toy), path)
+    fetch(toy_request(toy), whole := tmp_path / "whole.zarr")
+    assert chunks(path) == chunks(whole)
 
 
 # --- sources from elsewhere -------------------------------------------------------------------------------------------

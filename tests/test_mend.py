@@ -16,7 +16,7 @@ from servers import file_server
 import aefcli.cube.write as writing
 from aefcli import ledger
 from aefcli.cube import add_source, fetch, open_cube, repair
-from aefcli.errors import BadInput, Locked, RemoteFailed
+from aefcli.errors import BadInput, Damaged, Locked, RemoteFailed
 
 
 @pytest.fixture(autouse=True)
@@ -142,9 +142,28 @@ def test_a_source_that_came_from_files_is_not_fetched(cube: Path) -> None:
         (cube / lost).unlink()
         repair(cube)
         assert files(cube) == before
+    dem = xr.open_zarr(cube, group="glo-30", mask_and_scale=False, decode_coords="all")[["elevation"]].load()
     (cube / "glo-30/elevation/c/0/0/0").unlink()
-    with pytest.raises(BadInput, match="glo-30/elevation/c/0/0/0 came from files"):
+    for lost in (here := chunks(cube)[:2]):
+        lost.unlink()
+    with pytest.raises(Damaged, match=r"glo-30/elevation/c/0/0/0 came from files.*attach .* --source glo-30 FILE"):
         repair(cube)
+    assert all(lost.exists() for lost in here), "what is not of files is mended"
+    assert add_source(cube, "glo-30", dem, {}), "the very same, of which a part is gone"
+    assert ledger.verify(cube)[0] == []
+    assert {name: data for name, data in files(cube).items() if "spatial_ref" not in name} == {
+        name: data for name, data in before.items() if "spatial_ref" not in name
+    }
+
+
+def test_what_somebody_put_into_a_cube_is_not_taken_for_its_own(cube: Path) -> None:
+    _, count = ledger.verify(cube)
+    chunks(cube)[0].unlink()
+    (cube / "notes.txt").write_text("mine")
+    repair(cube)
+    assert ledger.verify(cube) == ([], count)
+    (cube / "notes.txt").unlink()
+    assert ledger.verify(cube) == ([], count)
 
 
 def test_a_repair_that_cannot_read_goes_on_later(toy: Toy, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def add_source(
     `about` says where it comes from, as plain JSON. False if the cube has the very same. Raises BadInput where it does
     not fit, or where the cube has the source already and `overwrite` is not asked for; the cube is then untouched.
     """
-    cube = FinishedCube.at(path)
+    cube = FinishedCube.at(path, apart=name)
     if cube is None:
         raise BadInput(f"{path} is no finished cube with its records", "aef fetch makes one")
     source = source_of(name)
@@ -46,13 +46,14 @@ def add_source(
         stack = stack_of_dataset(source, dataset)
         check_nested(stack, cube.grid)
         print_ = fingerprint(stack)
-    if cube.attached.get(name, {}).get("sha256") == print_:
+    same = cube.attached.get(name, {}).get("sha256") == print_
+    if same and cube.is_whole(name):
         return False
-    if name in (*cube.rasters, *cube.tables) and not overwrite:
+    if name in cube.sources and not (overwrite or same):
         raise BadInput(f"{path} has {name} already", "--overwrite replaces it")
     request = {**cube.record.request, "attached": {**cube.attached, name: {**about, "sha256": print_}}}
-    stacks = [cube.stack(other) for other in cube.rasters if other != name] + ([stack] if stack else [])
-    tables = {key: table for key, table in cube.tables.items() if key != name} | ({} if stack else {name: dataset})
+    stacks = [*map(cube.stack, cube.rasters), *([stack] if stack else [])]
+    tables = cube.tables | ({} if stack else {name: dataset})
     with ledger.build(path, request, lambda: cube.record.plan, overwrite=True) as build:
         if not build.complete:
             write(build, Parts(cube.grid, cube.period, stacks, tables, request), Work(1), None, cube.old())
@@ -65,20 +66,34 @@ def _fingerprint_of_table(table: xr.Dataset) -> str:
 
 @dataclass(frozen=True)
 class FinishedCube:
-    """A finished cube from which another is made: what it holds, and what its records say."""
+    """A finished cube from which another is made: what it holds, and what its records say.
+
+    Of the source `apart`, which is to be replaced, nothing is read.
+    """
 
     path: Path
     record: ledger.Record
     attrs: Mapping[str, Any]
+    apart: str = ""
     _groups: dict[str, Group] = field(default_factory=dict)
 
     @classmethod
-    def at(cls, path: Path) -> FinishedCube | None:
-        """The one at this path, if there is one."""
+    def at(cls, path: Path, apart: str = "") -> FinishedCube | None:
+        """The one at this path, if there is one. Raises Damaged where a file is gone, or metadata are not its own."""
         from aefcli.cube.store import open_cube
 
         record = ledger.read(path)
-        return cls(path, record, open_cube(path).attrs) if record and record.finished else None
+        if not record or not record.finished:
+            return None
+        ledger.check_root(path)
+        ledger.hold(record, apart=apart)
+        return cls(path, record, open_cube(path).attrs, apart)
+
+    def is_whole(self, name: str) -> bool:
+        """Whether every file of a source is as it was written."""
+        hashes = {file: value for line in self.record.units.values() for file, value in line["files"].items()}
+        own = {file: value for file, value in {**hashes, **self.record.rest}.items() if file.startswith(f"{name}/")}
+        return all(ledger.is_as(self.path / file, value) for file, value in own.items())
 
     @property
     def grid(self) -> Any:
@@ -89,8 +104,13 @@ class FinishedCube:
         return Period(*self.attrs["aef:period"])
 
     @property
+    def sources(self) -> tuple[str, ...]:
+        """All that it holds, that which is to be replaced too."""
+        return (*self.attrs["aef:sources"], *self.attrs.get("aef:points", ()))
+
+    @property
     def rasters(self) -> tuple[str, ...]:
-        return tuple(self.attrs["aef:sources"])
+        return tuple(name for name in self.attrs["aef:sources"] if name != self.apart)
 
     @property
     def attached(self) -> dict[str, Any]:
@@ -104,6 +124,7 @@ class FinishedCube:
         return {
             name: xr.open_zarr(self.path, group=name, consolidated=False, chunks=None).load()
             for name in self.attrs.get("aef:points", ())
+            if name != self.apart
         }
 
     def group(self, name: str) -> Group | None:
@@ -146,7 +167,7 @@ class FinishedCube:
         return sum(place is None for place in places) / len(places)
 
     def old(self) -> Old:
-        return Old(self.record, self._same)
+        return Old(self.record, self._same, self.apart)
 
     def _places(self, stack: Stack) -> tuple[int | None, ...]:
         """Where this cube has each frame of the stack, whole and with its numbers read alike."""
@@ -253,12 +274,17 @@ class _FromCube:
         """One variable of frames that the cube has."""
         import zarr
 
-        from aefcli.cube.chunks import CubeStore, pixels
+        from aefcli.cube import chunks
 
         places = np.array([self.places[frame] for frame in frames], dtype="int64")
-        store = CubeStore(self.group.parent, read_only=True)
-        array = pixels(zarr.open_array(store, path=f"{self.group.name}/{name}", mode="r"))
-        return np.asarray(array.oindex[(places, *tile.slices)])
+        store = chunks.CubeStore(self.group.parent, read_only=True)
+        array = chunks.pixels(zarr.open_array(store, path=f"{self.group.name}/{name}", mode="r"))
+        out = np.empty((len(places), *tile.shape), array.dtype)
+        if found := chunks.Chunks.of(array):
+            chunks.read([found], places, tile, [out])
+        else:
+            out[...] = array.oindex[(places, *tile.slices)]
+        return out
 
 
 @dataclass(frozen=True)

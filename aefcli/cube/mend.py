@@ -31,8 +31,9 @@ def repair(
     """Fetch the damaged and missing units of a cube again, and write its metadata anew where they are wrong.
 
     `catalog`: that of the cube, with the key that its address needs, which is written down nowhere.
-    Raises BadInput where the cube, or the source that is damaged, was not fetched; RemoteFailed where the archive
-    cannot be read; Damaged where metadata cannot be made as they were.
+    Raises BadInput where the cube was not fetched; RemoteFailed where the archive cannot be read; Damaged where
+    metadata cannot be made as they were, or where a source is damaged that came from files: what else is, is mended
+    but for metadata.
     """
     faults, _ = ledger.verify(path)
     if not faults:
@@ -45,7 +46,8 @@ def repair(
         request, attached = Request.from_dict(record.request), dict(record.request.get("attached", {}))
         grid = check(request)
     request = keyed(request, catalog, path)
-    _refuse_attached(path, faults, attached)
+    beyond = [fault for fault in faults if fault.path.partition("/")[0] in attached]
+    faults = [fault for fault in faults if fault not in beyond]
     with ledger.reopen(path) as build, storing(path):
         if masked(build):
             request = replace(request, on_missing="mask")
@@ -53,6 +55,8 @@ def repair(
         with plan_of(path):
             stacks = stacks_of(items, grid, request)
         if any(fault.unit is None for fault in faults):
+            if beyond:
+                raise _from_files(path, beyond)
             _metadata(path, build, Parts(grid, request.period, stacks, {}, record.request), attached, faults)
         wrong = {fault.unit for fault in faults if fault.unit}
         units = {name: unit for name, unit in units_of(stacks).items() if name in wrong}
@@ -63,7 +67,10 @@ def repair(
                 changed.append(name)
             if progress:
                 progress(count, len(units))
-        build.finish(lambda _: None)
+        if not beyond:
+            build.finish(lambda _: None, record.rest)
+    if beyond:
+        raise _from_files(path, beyond)
     return Repaired(tuple(fault.path for fault in faults), len(wrong), tuple(sorted(changed)))
 
 
@@ -77,10 +84,11 @@ def keyed(request: Request, catalog: str | None, path: Path) -> Request:
     return asked
 
 
-def _refuse_attached(path: Path, faults: Sequence[Fault], attached: dict[str, dict[str, object]]) -> None:
-    for fault in faults:
-        if (name := fault.path.partition("/")[0]) in attached:
-            raise BadInput(f"{path}: {fault.path} came from files, not from a catalog", f"aef attach --source {name}")
+def _from_files(path: Path, beyond: Sequence[Fault]) -> Damaged:
+    """The error for files that no catalog has, of which some are damaged."""
+    names = sorted({fault.path.partition("/")[0] for fault in beyond})
+    again = " and ".join(f"aef attach {path} --source {name} FILE ..." for name in names)
+    return Damaged(f"{path}: {beyond[0].path} came from files, not from a catalog", f"{again} puts them in again")
 
 
 def _metadata(

@@ -72,13 +72,16 @@ class Stack:
 
 @dataclass(frozen=True)
 class Old:
-    """A finished cube whose units may be adopted: its records, and which frames of its sources are those of a stack."""
+    """A finished cube whose units may be adopted: its records, and which frames of its sources are those of a stack;
+    none of the source `apart`, which is replaced.
+    """
 
     record: ledger.Record
     same: Callable[[Stack, slice], bool]
+    apart: str = ""
 
     def has(self, unit: str, stack: Stack, when: slice) -> bool:
-        return unit in self.record.units and self.same(stack, when)
+        return unit in self.record.units and stack.source.name != self.apart and self.same(stack, when)
 
 
 def layers_of(source: Source, delivered: Sequence[bool]) -> dict[str, tuple[str, float]]:
@@ -128,9 +131,10 @@ def write(
         units = units_of(parts.stacks)
         todo = build.remaining(units)
         if old:
-            for name in todo:
-                if old.has(name, *units[name][:2]):
-                    build.adopt(name, old.record)
+            same = [name for name in todo if old.has(name, *units[name][:2])]
+            ledger.hold(old.record, set(old.record.units) - set(same), old.apart)  # what is damaged is not carried on
+            for name in same:
+                build.adopt(name, old.record)
         left = build.remaining(units)
         for done, (name, files, missing) in enumerate(made(build.store, {name: units[name] for name in left}, work)):
             build.record(name, files, {"missing": missing} if missing else None)

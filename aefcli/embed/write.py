@@ -302,7 +302,7 @@ def mended(
             make(build, units)
         changed = [unit for unit in units if build.files(unit) != record.units[unit]["files"]]
         if changed or not all(ledger.is_as(out / name, record.rest[name]) for name in rest):  # of another version
-            build.finish(field.finish)
+            build.finish(field.finish, record.rest)
     return Mended(tuple(fault.path for fault in faults), len(record.units), tuple(changed))
 
 
