@@ -24,6 +24,7 @@ from rasterio import Affine
 from servers import file_server
 from shapely.geometry import Polygon, box
 
+import aefcli.cube.write as writing
 from aefcli.cube import areas, grid_of, open_cube, outline
 from aefcli.extent import BBox
 
@@ -47,6 +48,16 @@ def part(left: float, width: float) -> Polygon:
 
 
 # --- where ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_polygon_of_which_the_catalog_has_nothing_keeps_no_other_back(toy: Toy, aef: Aef, tmp_path: Path) -> None:
+    path = polygons(tmp_path / "farms.gpkg", {"far": box(40, 10, 40.01, 10.01), "near": part(400, 900)})
+    code, out, err = aef(*words(toy, "--json", where=("--area", str(path))))
+    assert code == 2
+    assert "1 of 2 cubes not made: cubes/far.zarr: nothing to fetch" in err
+    assert list(json.loads(out)["cubes"]) == ["cubes/near.zarr"]
+    assert open_cube(tmp_path / "cubes/near.zarr").sources
+    assert sorted(tmp_path.glob("cubes/far*")) == []
 
 
 @pytest.mark.parametrize("suffix", ["geojson", "gpkg"])
@@ -88,6 +99,10 @@ def test_the_grid_of_a_raster_or_of_a_cube_is_shared(toy: Toy, aef: Aef, tmp_pat
         code, _, err = aef(*words(toy, "--out", out, where=("--like", like)))
         assert code == 0, err
         assert open_cube(tmp_path / out).grid == grid
+    for said in (("--gsd", "20"), ("--crs", "EPSG:3035")):
+        code, _, err = aef(*words(toy, "--out", "c.zarr", *said, where=("--like", "like.tif")))
+        assert (code, err.count("\n")) == (2, 1)
+        assert "--like like.tif brings its own grid, of 60 m (leave --gsd and --crs out)" in err
     one, other = (open_cube(tmp_path / name).sources["sentinel-2"].arrays["B04"][:] for name in ("a.zarr", "b.zarr"))
     np.testing.assert_array_equal(one, other)
     assert one.any()
@@ -174,6 +189,29 @@ def test_a_dry_run_of_what_is_there_tells_what_is_new(toy: Toy, aef: Aef) -> Non
     aef(*words(toy))
     for more in ((), ("--refresh",)):
         assert told(*more) == {"frames": {"sentinel-2": 3}, **nothing}
+
+
+def test_a_dry_run_of_what_was_cut_off_tells_what_is_left(
+    toy: Toy, aef: Aef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "CHUNK", (1, 32, 32))
+    whole = json.loads(aef(*words(toy, "--dry-run", "--json"))[1])
+    assert aef(*words(toy))[0] == 0
+    ledger = tmp_path / "cube.zarr.build/ledger.jsonl"
+    units = [line for line in ledger.read_text().splitlines(keepends=True) if '"unit"' in line]
+    ledger.write_text("".join(units[: len(units) // 3]))  # as if it had been stopped there
+    left = json.loads(aef(*words(toy, "--dry-run", "--json"))[1])
+    for name in ("bytes_read", "bytes_written"):
+        assert left[name] == pytest.approx(whole[name] * 2 / 3, rel=0.02)
+
+
+def test_a_dry_run_refuses_what_a_fetch_would_refuse(toy: Toy, aef: Aef, tmp_path: Path) -> None:
+    (tmp_path / "mine.zarr").mkdir()
+    assert aef(*words(toy, period="2023-08-01:2023-08-14"))[0] == 0
+    for more in (("--out", "mine.zarr"), ("--period", "2023-08-12")):
+        told = [aef(*words(toy, *more, *dry)) for dry in ((), ("--dry-run",))]
+        assert told[0] == told[1]
+        assert told[0][0] == 2
 
 
 def test_a_dry_run_tells_and_writes_nothing(toy: Toy, aef: Aef, tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def fetch(
     max_cloud: Annotated[
         float | None, typer.Option("--max-cloud", help="Per cent of an item that may be cloud.")
     ] = None,
-    gsd: Annotated[float, typer.Option("--gsd", help="Spacing of the cube in metres.")] = 10.0,
+    gsd: Annotated[float | None, typer.Option("--gsd", help="Spacing of the cube in metres; by default 10.")] = None,
     crs: Annotated[str | None, typer.Option("--crs", help="A CRS in metres; by default the box's UTM zone.")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="The cube (cube.zarr), or the folder of several (cubes).")
@@ -149,12 +149,14 @@ def fetch(
             max_cloud=max_cloud,
             loader=loader,
             on_missing=on_missing,
-            **{"gsd": gsd, **place},
+            **{"gsd": 10.0 if gsd is None else gsd, **place},
         )
         for path, place in places.items()
     }
     for path, each in asked.items():
         cube.check(each, path)
+        if gsd not in (None, each.gsd) or (crs is not None and each.grid is not None):
+            raise BadInput(f"--like {like} brings its own grid, of {each.gsd:g} m", "leave --gsd and --crs out")
     work = cube.Work(workers or cores(), dask)
     if dry_run or most is not None:
         options = {"overwrite": overwrite, "refresh": refresh}
@@ -164,11 +166,23 @@ def fetch(
             return _planned(estimates, excess)
         if excess:
             raise excess
-    results = [_fetched(path, each, work, overwrite, refresh) for path, each in asked.items()]
-    if len(results) == 1:
-        return results[0]
-    figures = {"cubes": {str(path): one.figures for path, one in zip(asked, results, strict=True)}}
-    return Result("fetch", list(asked), figures)
+    if len(asked) == 1:
+        return _fetched(*next(iter(asked.items())), work, overwrite, refresh)
+    results, refused = {}, {}
+    for path, each in asked.items():
+        try:
+            results[path] = _fetched(path, each, work, overwrite, refresh)
+        except BadInput as error:  # such as a polygon of which the catalog has nothing: the others are none the worse
+            refused[path] = error
+    figures = {"cubes": {str(path): one.figures for path, one in results.items()}}
+    return Result("fetch", list(results), figures, error=_some(refused, len(asked)))
+
+
+def _some(refused: Mapping[Path, BadInput], count: int) -> BadInput | None:
+    """The first of the cubes that were refused, and how many they are."""
+    for path, error in refused.items():
+        return BadInput(f"{len(refused)} of {count} cubes not made: {path}: {error.what}", error.hint)
+    return None
 
 
 def _places(bbox: str | None, area: Path | None, like: Path | None, out: Path | None) -> dict[Path, dict[str, Any]]:

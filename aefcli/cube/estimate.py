@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _FRAMES, _TILES = 8, 48  # of each source: files whose headers are read, and for how many of the slabs that they serve
 _SLABS = 24  # of each source that are read and packed
+_AGAIN = 0.4  # of the time that a frame takes: that of one that is unpacked and packed again
 _HEAD = 16384  # bytes of a file that are read before any of its blocks
 
 
@@ -46,23 +48,28 @@ class Estimate:
 def estimate(request: Request, out: Path, work: Work, *, overwrite: bool = False, refresh: bool = False) -> Estimate:
     """Search and plan as a fetch would, and scale up a sample. Writes nothing.
 
-    Of a cube that grows, what is new; of one that is complete, nothing, and nothing is searched for.
+    Of a cube that grows, what is new; of one that was cut off, what is left; of one that is complete, nothing, and
+    nothing is searched for.
 
     The headers of a few frames' files say how large the blocks are under the slabs that a fetch would read; some slabs
     of one frame are read and packed. Raises what `fetch` would raise of the search and of reading.
     """
     check(request, out)
     before = None if overwrite else FinishedCube.at(out)
+    begun = None if overwrite or before else ledger.read(out)
     asked = request.with_attached(before.attached if before else {})
     same = before is not None and ledger.canonical(before.record.request) == ledger.canonical(asked)
     if before and same and not refresh:
         return _complete(before, out)
-    plan, stacks = planned(request, out, before.attached if before else ())
-    grown = before if before and grows(before, asked, refresh, lambda: plan) else None
+    search = cache(lambda: planned(request, out, before.attached if before else ()))
+    grown = before if before and grows(before, asked, refresh, lambda: search()[0]) else None
     if before and same and not grown:
         return _complete(before, out)
+    ledger.would_write(out, asked, overwrite=overwrite or grown is not None)  # refuses what a fetch would refuse
+    plan, stacks = search()
+    done = set(begun.units) if begun else set()
     with quiet_warps():
-        samples = [_new(stack, _sample(stack, work.threads), grown) for stack in stacks]
+        samples = [_left(stack, _sample(stack, work.threads), grown, done) for stack in stacks]
     return Estimate(
         items=sum(map(len, plan["items"].values())),
         frames={stack.source.name: len(stack.times) for stack in stacks},
@@ -89,15 +96,21 @@ class _Cost:
     seconds: float
 
 
-def _new(stack: Stack, cost: _Cost, before: FinishedCube | None) -> _Cost:
-    """What of a source's cost a cube that grows has yet to bear: frames that it lacks, and their units."""
-    if before is None:
-        return cost
-    joined, old, lacking = before.joined(stack), before.old(), before.lacking(stack)
-    units = units_of([joined])
+def _left(stack: Stack, cost: _Cost, before: FinishedCube | None, done: Collection[str]) -> _Cost:
+    """What of a source's cost is yet to bear: not the units that are done, nor those that a cube that grows can keep,
+    nor the reading of the frames that it has. These are unpacked and packed again, which takes part of the time.
+    """
+    joined, lacking = (stack, 1.0) if before is None else (before.joined(stack), before.lacking(stack))
+    old, units = before.old() if before else None, units_of([joined])
     cells = {name: (when.stop - when.start) * _area(tile) for name, (_, when, tile) in units.items()}
-    made = sum(cells[name] for name, (_, when, _) in units.items() if not old.has(name, joined, when))
-    return _Cost(cost.read * lacking, cost.written * made / sum(cells.values()), cost.seconds * lacking)
+    made = sum(
+        cells[name]
+        for name, (_, when, _) in units.items()
+        if name not in done and not (old and old.has(name, joined, when))
+    )
+    share = made / sum(cells.values())
+    read = min(share, lacking)
+    return _Cost(cost.read * read, cost.written * share, cost.seconds * (read + _AGAIN * (share - read)))
 
 
 def _sample(stack: Stack, threads: int) -> _Cost:

@@ -113,11 +113,10 @@ class Request:
 
 
 def _resolved(catalog: str) -> str:
-    """A catalog's file by its whole path; the name of a known catalog, or of nothing, as it is."""
-    try:
-        return str(Path(catalog).resolve()) if Path(catalog).is_file() else catalog
-    except OSError:  # too long for a name
-        return catalog
+    """A catalog's file by its whole path, whether it is there or not; the name of a known catalog as it is."""
+    from aefcli.stac import NAMED
+
+    return catalog if catalog in NAMED else str(Path(catalog).absolute())
 
 
 @dataclass(frozen=True)
