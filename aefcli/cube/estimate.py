@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _FRAMES, _TILES = 8, 48  # of each source: files whose headers are read, and for how many of the slabs that they serve
 _SLABS = 24  # of each source that are read and packed
-_AGAIN = 0.4  # of the time that a frame takes: that of one that is unpacked and packed again
+_AGAIN = 0.7  # of the time that a frame takes: that of one that is unpacked and packed again
 _HEAD = 16384  # bytes of a file that are read before any of its blocks
 
 
