@@ -42,7 +42,9 @@ def making(out: Path, *faults: type[Exception]) -> Iterator[Path]:
     except (FileExistsError, NotADirectoryError) as error:
         raise BadInput(f"--out {out} lies in what is no folder", "name another") from error
     except OSError as error:
-        raise NoResources(f"cannot write {out}: {error.strerror}", "make room, or name another --out") from error
+        raise NoResources(
+            f"cannot write {out}: {error.strerror}", "make room or give leave, or name another --out"
+        ) from error
     try:
         with ledger.locked(lock := folder / "lock", out):
             if not lock.exists():  # its holder has just ended, and taken the folder with it
@@ -55,7 +57,9 @@ def making(out: Path, *faults: type[Exception]) -> Iterator[Path]:
                 _put(made, out)
             except refusals as error:
                 why = error.__cause__ or error  # rasterio's own says no more than that there is one
-                raise NoResources(f"cannot write {out}: {why}", "make room, or name another --out") from error
+                raise NoResources(
+                    f"cannot write {out}: {why}", "make room or give leave, or name another --out"
+                ) from error
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
     finally:

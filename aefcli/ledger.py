@@ -393,7 +393,9 @@ def _writing(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise NoResources(f"cannot write {place}: {error.strerror or error}", "make room, or another --out") from error
+        raise NoResources(
+            f"cannot write {place}: {error.strerror or error}", "make room or give leave, or name another --out"
+        ) from error
 
 
 @contextmanager

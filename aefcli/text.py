@@ -331,7 +331,9 @@ def _write(out: Path, rows: _Rows, vectors: np.ndarray, about: dict[str, Any]) -
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out, sink.getvalue())
     except OSError as error:
-        raise NoResources(f"cannot write {out}: {error.strerror or error}", "make room, or another --out") from error
+        raise NoResources(
+            f"cannot write {out}: {error.strerror or error}", "make room or give leave, or name another --out"
+        ) from error
 
 
 # --- the language model ---------------------------------------------------------------------------------------------

@@ -304,7 +304,7 @@ def _refused(error: OSError) -> AefError | None:
     if error.errno in _NO_NAME:
         return BadInput(f"{where}{error.strerror}", "give another path")
     if error.errno in _NO_ROOM or (error.errno in _NO_LEAVE and where):
-        return NoResources(f"{where}{error.strerror}", "make room, or give another path")
+        return NoResources(f"{where}{error.strerror}", "make room or give leave, or name another path")
     return None
 
 

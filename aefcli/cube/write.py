@@ -156,7 +156,9 @@ def storing(store: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise NoResources(f"cannot write {store}: {error.strerror or error}", "make room, then run again") from error
+        raise NoResources(
+            f"cannot write {store}: {error.strerror or error}", "make room or give leave, then run again"
+        ) from error
 
 
 def made(

@@ -461,4 +461,4 @@ def storing(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         where, why = error.filename or out, error.strerror or error
-        raise NoResources(f"cannot read or write {where}: {why}", "make room, or give leave, then run again") from error
+        raise NoResources(f"cannot read or write {where}: {why}", "make room or give leave, then run again") from error

@@ -83,7 +83,7 @@ class Samples:
             write_atomically(path, sink.getvalue())
         except OSError as error:
             raise NoResources(
-                f"cannot write {path}: {error.strerror or error}", "make room, or another --out"
+                f"cannot write {path}: {error.strerror or error}", "make room or give leave, or name another --out"
             ) from error
         return path
 
