@@ -230,10 +230,14 @@ def _fetched(path: Path, request: Request, work: Work, overwrite: bool, refresh:
     note(*done.notes)
     if done.missing:
         shown = ", ".join(done.missing[:3]) + (" ..." if len(done.missing) > 3 else "")
-        note(f"masked: {len(done.missing)} assets that are not there: {shown}")
+        note(f"masked, for they are not there: {counted(len(done.missing), 'asset')}: {shown}")
     counts = ", ".join(f"{name} {count}" for name, count in done.frames.items())
     kept = f"; {done.adopted} of {done.adopted + done.written} slabs were there" if done.adopted else ""
-    note(f"{done.items} items in frames: {counts}{kept}" if kept or done.written else f"already complete: {counts}")
+    note(
+        f"{counted(done.items, 'item')} in frames: {counts}{kept}"
+        if kept or done.written
+        else f"already complete: {counts}"
+    )
     figures = {
         "frames": done.frames,
         "items": done.items,
