@@ -149,7 +149,7 @@ def test_a_file_that_is_gone_is_masked_if_asked(toy: Toy, aef: Aef, tmp_path: Pa
         code, out, err = aef(*arguments)
         assert code == 0, err
         assert json.loads(out)["missing"] == [f"{lost}/red"]
-        assert "masked: 1 assets" in err
+        assert "masked, as not there: 1 asset, " in err
         code, out, err = aef(*arguments)
         assert code == 0, err
         assert (json.loads(out)["units_written"], json.loads(out)["missing"]) == (0, [f"{lost}/red"])

@@ -230,7 +230,7 @@ def _fetched(path: Path, request: Request, work: Work, overwrite: bool, refresh:
     note(*done.notes)
     if done.missing:
         shown = ", ".join(done.missing[:3]) + (" ..." if len(done.missing) > 3 else "")
-        note(f"masked, for they are not there: {counted(len(done.missing), 'asset')}: {shown}")
+        note(f"masked, as not there: {counted(len(done.missing), 'asset')}, {shown}")
     counts = ", ".join(f"{name} {count}" for name, count in done.frames.items())
     kept = f"; {done.adopted} of {done.adopted + done.written} slabs were there" if done.adopted else ""
     note(
