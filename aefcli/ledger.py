@@ -176,6 +176,12 @@ def recover(store: Path) -> None:
                 _recover(store, home)
 
 
+def settle(store: Path) -> None:
+    """As `recover`; a store that another process writes is left alone where no swap was cut off."""
+    if (records_of(store) / "old").exists():
+        recover(store)
+
+
 def would_write(store: Path, request: Mapping[str, Any], *, overwrite: bool = False) -> bool:
     """Whether `build` would find anything to do. Raises what it would raise, and writes nothing."""
     asked: dict[str, Any] = json.loads(canonical(dict(request)))

@@ -6,7 +6,7 @@ is for whoever asks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -77,11 +77,11 @@ def numbers(column: Any) -> np.ndarray:
     return pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
 
 
-def coordinates(table: Any, noun: str) -> tuple[np.ndarray, np.ndarray]:
+def coordinates(table: Any, noun: str, places: Sequence[tuple[str, str]] = PLACES) -> tuple[np.ndarray, np.ndarray]:
     """Longitude and latitude, float64 (n,) degrees; NaN where a row has none, infinite where a projection has no
-    answer. `noun` is what a message calls the rows.
+    answer. `noun` is what a message calls the rows; of the `places` the first that is there counts.
     """
-    for x, y in PLACES:
+    for x, y in places:
         if {x, y} <= set(table.columns):
             return numbers(table[x]), numbers(table[y])
     if getattr(table, "_geometry_column_name", None) not in table.columns:

@@ -29,7 +29,7 @@ from aefcli.errors import BadInput, NoResources, counted
 from aefcli.extent import Period, Tile
 from aefcli.field import locate
 from aefcli.ledger import digest, write_atomically
-from aefcli.table import check_globe, coordinates, named, numbers, open_table
+from aefcli.table import PLACES, check_globe, coordinates, named, numbers, open_table
 
 if TYPE_CHECKING:
     from aefcli.cube import Cube
@@ -457,7 +457,7 @@ def _rows(path: Path) -> _Rows:
 def _parsed(table: Any) -> _Rows:
     if not len(table):
         raise BadInput("no rows", "add texts")
-    lon, lat = coordinates(table, "texts")
+    lon, lat = coordinates(table, "texts", PLACES[::-1])
     _check_places(lon, lat)
     text, start, end = _filled(table, "text"), *_periods(table)
     near = _certain(table)

@@ -56,7 +56,7 @@ def estimate(request: Request, out: Path, work: Work, *, overwrite: bool = False
     """
     check(request, out)
     before = None if overwrite else FinishedCube.at(out)
-    begun = None if overwrite or before else ledger.read(out)
+    begun = ledger.read(out) if out.exists() and not (overwrite or before) else None
     asked = request.with_attached(before.attached if before else {})
     same = before is not None and ledger.canonical(before.record.request) == ledger.canonical(asked)
     if before and same and not refresh:

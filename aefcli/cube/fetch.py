@@ -116,7 +116,10 @@ def _resolved(catalog: str) -> str:
     """A catalog's file by its whole path, whether it is there or not; the name of a known catalog as it is."""
     from aefcli.stac import NAMED
 
-    return catalog if catalog in NAMED else str(Path(catalog).absolute())
+    try:
+        return catalog if catalog in NAMED else str(Path(catalog).resolve())
+    except OSError:  # too long for a name
+        return catalog
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,7 @@ class FinishedCube:
         """The one at this path, if there is one. Raises Damaged where a file is gone, or metadata are not its own."""
         from aefcli.cube.store import open_cube
 
+        ledger.settle(path)
         record = ledger.read(path)
         if not record or not record.finished:
             return None

@@ -132,7 +132,7 @@ def write(
         todo = build.remaining(units)
         if old:
             same = [name for name in todo if old.has(name, *units[name][:2])]
-            ledger.hold(old.record, set(old.record.units) - set(same), old.apart)  # what is damaged is not carried on
+            ledger.hold(old.record, old.record.units, old.apart)  # what is damaged is not carried on
             for name in same:
                 build.adopt(name, old.record)
         left = build.remaining(units)
@@ -343,6 +343,7 @@ def _group(path: Path, stack: Stack) -> None:
     import xarray as xr
     import zarr
     from odc.geo.xr import xr_coords
+    from xarray.backends.zarr import FillValueCoder
 
     per_band = {"scale": stack.scale, "offset": stack.offset, "delivered": stack.delivered.astype("uint8")}
     variables: dict[str, Any] = {name: (("time", "band"), values) for name, values in per_band.items()}
@@ -376,6 +377,7 @@ def _group(path: Path, stack: Stack) -> None:
                 **({} if math.isnan(fill) else {"nodata": fill}),
                 "coordinates": "spatial_ref",
                 "grid_mapping": "spatial_ref",
+                **({"_FillValue": FillValueCoder.encode(np.nan, np.dtype(dtype))} if dtype.startswith("float") else {}),
             },
         )
 
