@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +143,7 @@ LATER = Period.parse("2023-08-12:2023-08-31")
 @pytest.mark.parametrize(
     ("harm", "period"),
     [
+        ("flipped", FIRST),
         ("flipped", LATER),  # a frame comes before those that are there: all chunks are read, to be written anew
         ("swapped", LATER),
         ("missing", LATER),
@@ -170,6 +172,23 @@ def test_what_is_damaged_is_not_grown_from(toy: Toy, tmp_path: Path, harm: str, 
     fetch(toy_request(toy), path)
     fetch(toy_request(toy), whole := tmp_path / "whole.zarr")
     assert chunks(path) == chunks(whole)
+
+
+@pytest.mark.parametrize("done", [0, 1, 2])
+def test_a_swap_that_was_cut_off_is_no_damage(toy: Toy, tmp_path: Path, done: int) -> None:
+    """Killed while the grown cube took the old one's place: after its store, its plan, its ledger."""
+    fetch(toy_request(toy, period=FIRST), path := tmp_path / "c.zarr")
+    fetch(toy_request(toy), tmp_path / "whole.zarr")
+    old, new = tmp_path / "c.zarr.build/old", tmp_path / "c.zarr.build/next"
+    path.rename(old)
+    new.mkdir()
+    shutil.copytree(tmp_path / "whole.zarr", path)
+    for name in ("plan.json", "ledger.jsonl")[done:]:
+        shutil.copy(tmp_path / "whole.zarr.build" / name, new)
+    for name in ("plan.json", "ledger.jsonl")[:done]:
+        shutil.copy(tmp_path / "whole.zarr.build" / name, new.parent)
+    assert fetch(toy_request(toy), path).written == 0
+    assert ledger.verify(path)[0] == []
 
 
 # --- sources from elsewhere -------------------------------------------------------------------------------------------

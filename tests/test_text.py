@@ -144,7 +144,7 @@ def test_every_kind_of_table_gives_the_same(kind: str, vectors: Path, tmp_path: 
     if kind == "csv":
         flat().rename(columns={"lon": "longitude", "lat": "latitude"}).to_csv(given, index=False)
     elif kind == "plain.parquet":
-        flat().to_parquet(given)
+        flat().assign(x=1.0, y=2.0).to_parquet(given)  # of a projection, or pixels
     elif kind == "geo.parquet":
         captions().to_parquet(given)
     else:

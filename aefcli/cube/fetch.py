@@ -5,6 +5,7 @@ Sources: `sources.md`, `stores.md`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -116,10 +117,7 @@ def _resolved(catalog: str) -> str:
     """A catalog's file by its whole path, whether it is there or not; the name of a known catalog as it is."""
     from aefcli.stac import NAMED
 
-    try:
-        return catalog if catalog in NAMED else str(Path(catalog).resolve())
-    except OSError:  # too long for a name
-        return catalog
+    return catalog if catalog in NAMED else os.path.realpath(catalog)
 
 
 @dataclass(frozen=True)
