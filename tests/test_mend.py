@@ -142,18 +142,26 @@ def test_a_source_that_came_from_files_is_not_fetched(cube: Path) -> None:
         (cube / lost).unlink()
         repair(cube)
         assert files(cube) == before
-    dem = xr.open_zarr(cube, group="glo-30", mask_and_scale=False, decode_coords="all")[["elevation"]].load()
-    (cube / "glo-30/elevation/c/0/0/0").unlink()
-    for lost in (here := sorted(cube.glob("sentinel-2/B0*/c/*/*/*"))[:2]):
-        lost.unlink()
-    with pytest.raises(Damaged, match=r"glo-30/elevation/c/0/0/0 came from files.*attach .* --source glo-30 FILE"):
-        repair(cube)
-    assert all(lost.exists() for lost in here), "what is not of files is mended"
-    assert add_source(cube, "glo-30", dem, {}), "the very same, of which a part is gone"
-    assert ledger.verify(cube)[0] == []
-    assert {name: data for name, data in files(cube).items() if "spatial_ref" not in name} == {
-        name: data for name, data in before.items() if "spatial_ref" not in name
+    attached = {
+        name: xr.open_zarr(cube, group=name, mask_and_scale=False, decode_coords="all")[[band]].load()
+        for name, band in (("glo-30", "elevation"), ("nlcd", "land_cover"))
     }
+    for lost in ("glo-30/elevation/c/0/0/0", "glo-30/time/c/0", "nlcd/land_cover/c/0/0/0"):
+        (cube / lost).unlink()
+    fetched = [*sorted(cube.glob("sentinel-2/B0*/c/*/*/*"))[:2], cube / "sentinel-2/time/c/0"]
+    for file in fetched:
+        file.unlink()
+    says = (
+        r"nlcd/land_cover/c/0/0/0 came from files.*attach .* --source glo-30 FILE ... and aef attach .* --source nlcd"
+    )
+    with pytest.raises(Damaged, match=says):
+        repair(cube)
+    assert all(file.exists() for file in fetched), "what is not of files is mended"
+    for name, dataset in attached.items():
+        assert add_source(cube, name, dataset, {}), "the very same, of which a part is gone"
+        assert not add_source(cube, name, dataset, {})
+    assert files(cube) == before
+    assert ledger.verify(cube)[0] == []
 
 
 def test_what_somebody_put_into_a_cube_is_not_taken_for_its_own(cube: Path) -> None:

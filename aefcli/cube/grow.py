@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,8 +19,22 @@ import numpy as np
 from aefcli import ledger
 from aefcli.cube.dataset import check_nested, fingerprint, stack_of_dataset
 from aefcli.cube.grid import coarser, grid_from, shape_of
-from aefcli.cube.write import COLLECTION, Old, Part, Parts, Reader, Stack, Work, chunks_of, write
-from aefcli.errors import BadInput
+from aefcli.cube.write import (
+    COLLECTION,
+    Old,
+    Part,
+    Parts,
+    Reader,
+    Stack,
+    Work,
+    chunks_of,
+    group_of,
+    made,
+    storing,
+    units_of,
+    write,
+)
+from aefcli.errors import BadInput, Damaged
 from aefcli.extent import Period, Tile
 from aefcli.sources import source as source_of
 
@@ -33,23 +48,23 @@ def add_source(
 ) -> bool:
     """Attach a source to a finished cube: a dataset as `write_cube` takes them, or a table (point) where it is text.
 
-    `about` says where it comes from, as plain JSON. False if the cube has the very same. Raises BadInput where it does
-    not fit, or where the cube has the source already and `overwrite` is not asked for; the cube is then untouched.
+    `about` says where it comes from, as plain JSON. False if the cube has the very same; what is damaged of it is then
+    written again. Raises BadInput where it does not fit, or where the cube has the source already and `overwrite` is
+    not asked for; the cube is then untouched.
     """
-    cube = FinishedCube.at(path, apart=name)
-    if cube is None:
+    record = ledger.read(path)
+    if record is None or not record.finished:
         raise BadInput(f"{path} is no finished cube with its records", "aef fetch makes one")
     source = source_of(name)
-    if source.kind == "text":
-        stack, print_ = None, _fingerprint_of_table(dataset)
-    else:
-        stack = stack_of_dataset(source, dataset)
+    stack = None if source.kind == "text" else stack_of_dataset(source, dataset)
+    print_ = fingerprint(stack) if stack else _fingerprint_of_table(dataset)
+    if record.request.get("attached", {}).get(name, {}).get("sha256") == print_:
+        return _mended(path, record, name, stack, dataset)
+    cube = FinishedCube.at(path, apart=name)
+    assert cube is not None
+    if stack:
         check_nested(stack, cube.grid)
-        print_ = fingerprint(stack)
-    same = cube.attached.get(name, {}).get("sha256") == print_
-    if same and cube.is_whole(name):
-        return False
-    if name in cube.sources and not (overwrite or same):
+    if name in cube.sources and not overwrite:
         raise BadInput(f"{path} has {name} already", "--overwrite replaces it")
     request = {**cube.record.request, "attached": {**cube.attached, name: {**about, "sha256": print_}}}
     stacks = [*map(cube.stack, cube.rasters), *([stack] if stack else [])]
@@ -57,6 +72,30 @@ def add_source(
     with ledger.build(path, request, lambda: cube.record.plan, overwrite=True) as build:
         if not build.complete:
             write(build, Parts(cube.grid, cube.period, stacks, tables, request), Work(1), None, cube.old())
+    return True
+
+
+def _mended(path: Path, record: ledger.Record, name: str, stack: Stack | None, dataset: xr.Dataset) -> bool:
+    """Write what is gone or damaged of a source that the cube has, of the very same dataset; whether anything was.
+
+    Whatever else is wrong with the cube stays as it is.
+    """
+    faults = [fault for fault in ledger.verify(path)[0] if fault.path.startswith(f"{name}/")]
+    if not faults:
+        return False
+    wrong = {fault.unit for fault in faults}
+    with ledger.reopen(path) as build, storing(path), TemporaryDirectory(dir=build.records) as folder:
+        if None in wrong:
+            group_of(Path(folder), stack) if stack else dataset.to_zarr(folder, group=name, consolidated=False)
+        for fault in faults:
+            if fault.unit is None:
+                if not ledger.is_as(Path(folder) / fault.path, record.rest[fault.path]):
+                    raise Damaged(f"{path}: {fault.path} cannot be written as it was", "attach it with --overwrite")
+                (path / fault.path).parent.mkdir(parents=True, exist_ok=True)
+                ledger.write_atomically(path / fault.path, (Path(folder) / fault.path).read_bytes())
+        units = {unit: of for unit, of in units_of([stack] if stack else []).items() if unit in wrong}
+        for unit, files, _ in made(path, units, Work(1)):
+            build.record(unit, files)
     return True
 
 
@@ -89,12 +128,6 @@ class FinishedCube:
         ledger.check_root(path)
         ledger.hold(record, apart=apart)
         return cls(path, record, open_cube(path).attrs, apart)
-
-    def is_whole(self, name: str) -> bool:
-        """Whether every file of a source is as it was written."""
-        hashes = {file: value for line in self.record.units.values() for file, value in line["files"].items()}
-        own = {file: value for file, value in {**hashes, **self.record.rest}.items() if file.startswith(f"{name}/")}
-        return all(ledger.is_as(self.path / file, value) for file, value in own.items())
 
     @property
     def grid(self) -> Any:

@@ -32,8 +32,7 @@ def repair(
 
     `catalog`: that of the cube, with the key that its address needs, which is written down nowhere.
     Raises BadInput where the cube was not fetched; RemoteFailed where the archive cannot be read; Damaged where
-    metadata cannot be made as they were, or where a source is damaged that came from files: what else is, is mended
-    but for metadata.
+    metadata cannot be made as they were, or where a source is damaged that came from files: what else is, is mended.
     """
     faults, _ = ledger.verify(path)
     if not faults:
@@ -55,9 +54,10 @@ def repair(
         with plan_of(path):
             stacks = stacks_of(items, grid, request)
         if any(fault.unit is None for fault in faults):
-            if beyond:
+            if beyond and any(fault.path == "zarr.json" for fault in faults):  # it tells of them too
                 raise _from_files(path, beyond)
-            _metadata(path, build, Parts(grid, request.period, stacks, {}, record.request), attached, faults)
+            parts = Parts(grid, request.period, stacks, {}, record.request)
+            _metadata(path, build, parts, {} if beyond else attached, faults)
         wrong = {fault.unit for fault in faults if fault.unit}
         units = {name: unit for name, unit in units_of(stacks).items() if name in wrong}
         changed = []

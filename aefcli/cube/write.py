@@ -314,7 +314,7 @@ def template(path: Path, parts: Parts, key: str) -> None:
     }
     zarr.create_group(path, attributes={**root, "state": "building"})
     for stack in parts.stacks:
-        _group(path, stack)
+        group_of(path, stack)
     for name, table in parts.points.items():
         table.to_zarr(path, group=name, mode="a", consolidated=False)
 
@@ -338,7 +338,7 @@ def chunks_of(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(min(size, whole) for size, whole in zip(CHUNK, shape, strict=True))
 
 
-def _group(path: Path, stack: Stack) -> None:
+def group_of(path: Path, stack: Stack) -> None:
     """One source's group. Chunks of nodata are written like others: an absent one means "not done"."""
     import xarray as xr
     import zarr
