@@ -52,6 +52,7 @@ _STRIP = 64  # rows of a file that are doubled at a time: they stay in the proce
 _GAP = 16384  # bytes between two ranges that are cheaper to fetch than to ask apart
 
 _running: WeakSet[threading.Event] = WeakSet()
+_listing = threading.Lock()  # a set that grows while it is gone through raises
 
 Open = Callable[..., AbstractContextManager["DatasetReader"]]  # with options such as the level of an overview
 
@@ -67,7 +68,8 @@ class Reads:
     places: dict[Any, ReprojectInfo] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _running.add(self.stop)
+        with _listing:
+            _running.add(self.stop)
 
     def place(self, file: DatasetReader, grid: GeoBox) -> ReprojectInfo:
         """What of a file makes what of a grid of this load's CRS: the same for all files of a tile of an archive."""
@@ -104,7 +106,9 @@ class Reads:
 
 def abandon() -> None:
     """End all reading in this process, for whoever waits for it no more: threads that try again hold up its exit."""
-    for stop in list(_running):
+    with _listing:
+        stops = list(_running)
+    for stop in stops:
         stop.set()
 
 
