@@ -297,6 +297,17 @@ def reopen(store: Path) -> Iterator[Build]:
         yield build
 
 
+def put_back(record: Record, aside: Path, names: Iterable[str], hint: str) -> None:
+    """Metadata and coordinates of a finished store, as another store made anew has them. Raises Damaged where they are
+    not those that were.
+    """
+    for name in names:
+        if not is_as(aside / name, record.rest[name]):
+            raise Damaged(f"{record.store}: {name} cannot be written as it was", hint)
+        (record.store / name).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(record.store / name, (aside / name).read_bytes())
+
+
 def is_as(path: Path, expected: str) -> bool:
     """Whether the file is there with this hash."""
     return not _state(path, expected)

@@ -34,7 +34,7 @@ from aefcli.cube.write import (
     units_of,
     write,
 )
-from aefcli.errors import BadInput, Damaged
+from aefcli.errors import BadInput
 from aefcli.extent import Period, Tile
 from aefcli.sources import source as source_of
 
@@ -87,12 +87,8 @@ def _mended(path: Path, record: ledger.Record, name: str, stack: Stack | None, d
     with ledger.reopen(path) as build, storing(path), TemporaryDirectory(dir=build.records) as folder:
         if None in wrong:
             group_of(Path(folder), stack) if stack else dataset.to_zarr(folder, group=name, consolidated=False)
-        for fault in faults:
-            if fault.unit is None:
-                if not ledger.is_as(Path(folder) / fault.path, record.rest[fault.path]):
-                    raise Damaged(f"{path}: {fault.path} cannot be written as it was", "attach it with --overwrite")
-                (path / fault.path).parent.mkdir(parents=True, exist_ok=True)
-                ledger.write_atomically(path / fault.path, (Path(folder) / fault.path).read_bytes())
+        rest = [fault.path for fault in faults if fault.unit is None]
+        ledger.put_back(record, Path(folder), rest, "attach it with --overwrite")
         units = {unit: of for unit, of in units_of([stack] if stack else []).items() if unit in wrong}
         for unit, files, _ in made(path, units, Work(1)):
             build.record(unit, files)

@@ -110,10 +110,6 @@ def _metadata(
         for file in (*path.glob(f"{name}/zarr.json"), *path.glob(f"{name}/*/zarr.json")):
             shutil.copyfile(file, aside / file.relative_to(path))
     close(aside, masked(build))
-    for fault in faults:
-        if fault.unit is None:
-            if not ledger.is_as(aside / fault.path, record.rest[fault.path]):
-                raise Damaged(f"{path}: {fault.path} cannot be written as it was", "fetch it again with --overwrite")
-            (path / fault.path).parent.mkdir(parents=True, exist_ok=True)
-            ledger.write_atomically(path / fault.path, (aside / fault.path).read_bytes())
+    rest = [fault.path for fault in faults if fault.unit is None]
+    ledger.put_back(record, aside, rest, "fetch it again with --overwrite")
     shutil.rmtree(aside)
