@@ -482,10 +482,11 @@ def test_a_fetch_is_left_within_seconds_of_sigterm(toy: Toy, tmp_path: Path) -> 
         (toy.folder / "silent.json").write_text(json.dumps({"type": "FeatureCollection", "features": items}))
         line = [word.replace(str(toy.catalog), f"{web.url}/silent.json") for word in words(toy)]
         program = [sys.executable, "-c", "from aefcli.cli import main; main()", *line]
-        process = subprocess.Popen(program, cwd=tmp_path, stderr=subprocess.DEVNULL)
+        with (tmp_path / "stderr").open("w") as told:
+            process = subprocess.Popen(program, cwd=tmp_path, stderr=told)
         for _ in range(600):
             if (tmp_path / "cube.zarr").exists():
                 break
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 143
+        assert process.wait(10) == 143, (tmp_path / "stderr").read_text()
