@@ -9,8 +9,9 @@ nothing of how its weights began.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain, islice, takewhile
 from typing import cast
 
 import torch
@@ -21,11 +22,16 @@ from torch import Tensor
 from aefcli.batch import Batch, Frames
 from aefcli.model import Model, SourceEncoder
 
+_KEPT = 12  # batches that are held in memory, on which the guess at what is clear is fitted
 _WINDOW = 16  # px in the middle of each window; larger ones hold little that is new
 _SHRUNK = 0.01  # of the mean variance, that is added to each before the halves are compared
 _PIXELS = 20_000  # of each source, that the guess at what is clear is fitted on
 _STEPS = 60  # of L-BFGS for it
 _DECAY = 1e-4
+
+
+_Look = tuple[dict[str, Frames], Int[Tensor, "b 1 2"]]  # what a batch shows, and in which support
+_Halves = tuple[Float[Tensor, "2 s n e"], Bool[Tensor, "2 s n 1"]]  # what of it, and whether the half showed it
 
 
 def begin(
@@ -35,27 +41,32 @@ def begin(
 
     False once `stop` has answered yes, which is asked between batches: the weights are then of no use.
     """
-    shown, valid = [], []
-    for batch in batches:
-        if stop():
-            return False
-        shown.append({name: _middle(frames).to(noise.device) for name, frames in batch.inputs.items()})
-        valid.append(batch.support[:, None].clone().to(noise.device))
+    looks = _stoppable((_look(batch, noise.device) for batch in batches), stop)
+    first = [*islice(looks, _KEPT)]
     for name in model.sources:
-        seen = [each[name] for each in shown if name in each]
-        if stop():
-            return False
-        if seen:
+        seen = [frames[name] for frames, _ in first if name in frames]
+        if seen and not stop():
             _tell_clear(cast(SourceEncoder, model.stem[name]), seen, noise)
-    parts = []
-    for inputs, period in zip(shown, valid, strict=True):
-        if stop():
-            return False
-        parts.append(_halves(model, inputs, period, noise))
-    one, other = _filled(*(torch.cat(each, dim=2) for each in zip(*parts, strict=True)))
-    if len(one) > 1 and torch.cat([one, other]).var(0).sum() > 0:  # else nothing was seen twice
-        model.summariser.begin(*agreeing(one, other, model.summariser.shared.out_channels))
-    return True
+    known = [_halves(model, *look, noise) for look in _stoppable(first, stop)]
+    if stop() or not known:
+        return False
+    usual, views = _usual(known), Views()
+    for detail, there in chain(known, (_halves(model, *look, noise) for look in looks)):
+        # A source that showed nothing in a half is taken to show what is usual, or its presence would be an axis.
+        views.add(*torch.where(there, detail - usual, 0.0).transpose(1, 2).flatten(2))
+    if views.differ:  # else nothing was seen twice
+        weight, mean = views.agreeing(model.summariser.shared.out_channels)
+        model.summariser.begin(weight, mean + usual.flatten())
+    return not stop()
+
+
+def _stoppable(looks: Iterable[_Look], stop: Callable[[], bool]) -> Iterator[_Look]:
+    return takewhile(lambda _: not stop(), looks)
+
+
+def _look(batch: Batch, device: torch.device) -> _Look:
+    frames = {name: _middle(frames).to(device) for name, frames in batch.inputs.items()}
+    return frames, batch.support[:, None].clone().to(device)
 
 
 def _middle(frames: Frames) -> Frames:
@@ -96,9 +107,7 @@ def _tell_clear(stem: SourceEncoder, seen: Sequence[Frames], noise: torch.Genera
 
 
 @torch.no_grad()
-def _halves(
-    model: Model, inputs: dict[str, Frames], period: Int[Tensor, "b 1 2"], noise: torch.Generator
-) -> tuple[Float[Tensor, "2 s n e"], Bool[Tensor, "2 s n 1"]]:
+def _halves(model: Model, inputs: dict[str, Frames], period: Int[Tensor, "b 1 2"], noise: torch.Generator) -> _Halves:
     """The pooled detail of one pixel of each cell, by one random half of the frames and by the other; and whether the
     half showed it. Of the pixels that some source shows in both.
 
@@ -116,32 +125,45 @@ def _halves(
     return detail[:, :, both], there[:, :, both, None]
 
 
-def _filled(
-    detail: Float[Tensor, "2 s n e"], there: Bool[Tensor, "2 s n 1"]
-) -> tuple[Float[Tensor, "n se"], Float[Tensor, "n se"]]:
-    """The halves, of all sources side by side.
-
-    A source that showed nothing in a half is taken to show what is usual; or that it is there would be an axis.
-    """
-    usual = (detail * there).sum((0, 2), keepdim=True) / there.sum((0, 2), keepdim=True).clamp(min=1)
-    one, other = torch.where(there, detail, usual).transpose(1, 2).flatten(2)
-    return one, other
+def _usual(known: Sequence[_Halves]) -> Float[Tensor, "s 1 e"]:
+    """What each source shows on average; 0 of one that showed nothing."""
+    total = torch.stack([(detail * there).sum((0, 2)) for detail, there in known]).sum(0)
+    count = torch.stack([there.sum((0, 2)) for _, there in known]).sum(0)
+    return (total / count.clamp(min=1))[:, None]
 
 
-def agreeing(
-    one: Float[Tensor, "n e"], other: Float[Tensor, "n e"], count: int
-) -> tuple[Float[Tensor, "d e"], Float[Tensor, " e"]]:
-    """The axes on which two views of the same things agree most, each weighed by how far they do: (weight, mean), such
-    that weight @ (x - mean) has numbers of unit mean square.
-    """
-    one, other = one.double(), other.double()
-    mean = (one.mean(0) + other.mean(0)) / 2
-    one, other = one - mean, other - mean
-    within = (one.T @ one + other.T @ other) / (2 * len(one))
-    between = (one.T @ other + other.T @ one) / (2 * len(one))
-    within += _SHRUNK * within.diagonal().mean() * torch.eye(len(within), dtype=within.dtype, device=within.device)
-    whiten = torch.linalg.inv(torch.linalg.cholesky(within))
-    agreement, axes = torch.linalg.eigh(whiten @ between @ whiten.T)
-    weight = axes.flip(1)[:, :count].T @ whiten * agreement.flip(0)[:count].clamp(min=1e-3)[:, None]
-    weight = F.pad(weight, (0, 0, 0, count - len(weight)))
-    return (weight / (one @ weight.T).square().mean().sqrt()).float(), mean.float()
+class Views:
+    """Two views of the same things, which may come in any number of parts: only their moments are kept."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._sums: tuple[Tensor, ...] = ()  # of both views, of their products within each and between the two
+
+    def add(self, one: Float[Tensor, "n e"], other: Float[Tensor, "n e"]) -> None:
+        one, other = one.double(), other.double()
+        cross = one.T @ other
+        more = one.sum(0) + other.sum(0), one.T @ one + other.T @ other, cross + cross.T
+        self._sums = tuple(map(torch.add, self._sums, more)) if self._sums else more
+        self._count += 2 * len(one)
+
+    def _moments(self) -> tuple[Float[Tensor, " e"], Float[Tensor, "e e"], Float[Tensor, "e e"]]:
+        mean, within, between = (total / max(1, self._count) for total in self._sums)
+        usual = mean.outer(mean)
+        return mean, within - usual, between - usual
+
+    @property
+    def differ(self) -> bool:
+        """Whether there is anything to tell apart."""
+        return self._count > 2 and bool(self._moments()[1].trace() > 1e-12)
+
+    def agreeing(self, count: int) -> tuple[Float[Tensor, "d e"], Float[Tensor, " e"]]:
+        """The axes on which the views agree most, each weighed by how far they do: (weight, mean), such that
+        weight @ (x - mean) has numbers of unit mean square.
+        """
+        mean, within, between = self._moments()
+        shrunk = within + _SHRUNK * within.diagonal().mean() * torch.eye(len(within)).to(within)
+        whiten = torch.linalg.inv(torch.linalg.cholesky(shrunk))
+        agreement, axes = torch.linalg.eigh(whiten @ between @ whiten.T)
+        weight = axes.flip(1)[:, :count].T @ whiten * agreement.flip(0)[:count].clamp(min=1e-3)[:, None]
+        square = (weight @ within @ weight.T).trace() / count
+        return (F.pad(weight, (0, 0, 0, count - len(weight))) / square.sqrt()).float(), mean.float()

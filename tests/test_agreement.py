@@ -53,11 +53,14 @@ def test_axes_that_repeat_come_first_and_noise_weighs_little() -> None:
         torch.cat([signal, torch.zeros(20_000, 1)], 1) + spread * torch.randn(20_000, 4, generator=draws) + 5
         for _ in range(2)
     )
-    weight, mean = agreement.agreeing(one, other, 6)
+    views = agreement.Views()
+    for part in (slice(0, 5_000), slice(5_000, None)):
+        views.add(one[part], other[part])
+    weight, mean = views.agreeing(6)
     torch.testing.assert_close(mean, torch.full((4,), 5.0), atol=0.1, rtol=0)
     assert not weight[4:].any()  # there are no more axes than numbers
     answers = [(view - mean) @ weight.T for view in (one, other)]
-    torch.testing.assert_close(answers[0].square().mean(), torch.tensor(1.0), atol=1e-3, rtol=0)
+    torch.testing.assert_close(torch.stack(answers).square().mean(), torch.tensor(1.0), atol=1e-3, rtol=0)
     agreed = [torch.corrcoef(torch.stack([a, b]))[0, 1] for a, b in zip(*(x.T[:4] for x in answers), strict=True)]
     expected = torch.tensor([9 / 10, 1 / 2, 0.09 / 1.09, 0.0])  # variance of the signal in that of all
     torch.testing.assert_close(torch.stack(agreed), expected, atol=0.03, rtol=0)
