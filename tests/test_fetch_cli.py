@@ -52,10 +52,12 @@ def part(left: float, width: float) -> Polygon:
 
 def test_a_polygon_of_which_the_catalog_has_nothing_keeps_no_other_back(toy: Toy, aef: Aef, tmp_path: Path) -> None:
     path = polygons(tmp_path / "farms.gpkg", {"far": box(40, 10, 40.01, 10.01), "near": part(400, 900)})
-    code, out, err = aef(*words(toy, "--json", where=("--area", str(path))))
-    assert code == 2
-    assert "1 of 2 cubes not made: cubes/far.zarr: nothing to fetch" in err
-    assert list(json.loads(out)["cubes"]) == ["cubes/near.zarr"]
+    for more in (("--dry-run",), ("--max-bytes", "1GB")):
+        code, out, err = aef(*words(toy, "--json", *more, where=("--area", str(path))))
+        assert code == 2
+        assert "1 of 2 cubes cannot be made: cubes/far.zarr: nothing to fetch" in err
+        assert list(json.loads(out)["cubes"]) == ["cubes/near.zarr"]
+        assert (tmp_path / "cubes/near.zarr").exists() == ("--dry-run" not in more)
     assert open_cube(tmp_path / "cubes/near.zarr").sources
     assert sorted(tmp_path.glob("cubes/far*")) == []
 

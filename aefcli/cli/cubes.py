@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -36,6 +36,8 @@ from aefcli.extent import BBox, Period
 
 if TYPE_CHECKING:
     from aefcli.cube import Estimate, Request, Work
+
+Made = TypeVar("Made")
 
 Workers = Annotated[int | None, typer.Option("--workers", help="Reads at a time.", min=1)]
 
@@ -160,28 +162,40 @@ def fetch(
     work = cube.Work(workers or cores(), dask)
     if dry_run or most is not None:
         options = {"overwrite": overwrite, "refresh": refresh}
-        estimates = {path: cube.estimate(each, path, work, **options) for path, each in asked.items()}
+        estimates, refused = _each(asked, lambda each, path: cube.estimate(each, path, work, **options))
         excess = _excess(estimates, most, max_bytes)
         if dry_run:
-            return _planned(estimates, excess)
+            return _planned(estimates, len(asked), excess or _some(refused, len(asked)))
         if excess:
             raise excess
+    results, refused = _each(asked, lambda each, path: _fetched(path, each, work, overwrite, refresh))
     if len(asked) == 1:
-        return _fetched(*next(iter(asked.items())), work, overwrite, refresh)
-    results, refused = {}, {}
-    for path, each in asked.items():
-        try:
-            results[path] = _fetched(path, each, work, overwrite, refresh)
-        except BadInput as error:  # such as a polygon of which the catalog has nothing: the others are none the worse
-            refused[path] = error
+        return results[next(iter(asked))]
     figures = {"cubes": {str(path): one.figures for path, one in results.items()}}
     return Result("fetch", list(results), figures, error=_some(refused, len(asked)))
+
+
+def _each(
+    asked: Mapping[Path, Request], make: Callable[[Request, Path], Made]
+) -> tuple[dict[Path, Made], dict[Path, BadInput]]:
+    """What is made of each request, and why nothing of some: of a polygon, say, of which the catalog has nothing, while
+    the others are none the worse. One that is alone raises.
+    """
+    made, refused = {}, {}
+    for path, each in asked.items():
+        try:
+            made[path] = make(each, path)
+        except BadInput as error:
+            if len(asked) == 1:
+                raise
+            refused[path] = error
+    return made, refused
 
 
 def _some(refused: Mapping[Path, BadInput], count: int) -> BadInput | None:
     """The first of the cubes that were refused, and how many they are."""
     for path, error in refused.items():
-        return BadInput(f"{len(refused)} of {count} cubes not made: {path}: {error.what}", error.hint)
+        return BadInput(f"{len(refused)} of {count} cubes cannot be made: {path}: {error.what}", error.hint)
     return None
 
 
@@ -280,7 +294,7 @@ def _excess(estimates: Mapping[Path, Estimate], most: int | None, typed: str | N
     return None
 
 
-def _planned(estimates: Mapping[Path, Estimate], excess: AefError | None) -> Result:
+def _planned(estimates: Mapping[Path, Estimate], asked: int, error: AefError | None) -> Result:
     """What fetches would read and write, a row each."""
     from rich.table import Table
 
@@ -294,8 +308,8 @@ def _planned(estimates: Mapping[Path, Estimate], excess: AefError | None) -> Res
         table.add_row(str(path), str(found.items), frames, *sizes)
         note(*found.notes)
     each = {str(path): found.as_dict() for path, found in estimates.items()}
-    figures = next(iter(each.values())) if len(each) == 1 else {"cubes": each}
-    return Result("fetch", [], figures, lines(table), error=excess)
+    figures = next(iter(each.values())) if asked == 1 else {"cubes": each}
+    return Result("fetch", [], figures, lines(table), error=error)
 
 
 def _size(count: float) -> str:
