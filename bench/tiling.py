@@ -53,7 +53,7 @@ def run(folder: Path, quick: bool) -> Result:
         model = checkpoint.load(checkpoint.SHIPPED) if name == "nano" else measure.stirred(plan)
         for patch, halo in laid[:1] if quick else laid:
             net = network.Network(model, plan.replace(embed={"patch": patch, "halo": halo}), CPU)
-            found = {way: compared(net, cube, patch, halo, way == "blended") for way in ("trimmed", "blended")}
+            found = compared(net, cube, patch, halo)
             step = patch - 2 * halo
             for way, angle in found.items():
                 share = f"{angle.mean():.3f}", f"{np.percentile(angle, 99):.2f}"
@@ -75,21 +75,24 @@ def with_statistics(plan: Recipe) -> Recipe:
     return plan.model_copy(update={"statistics": checkpoint.SHIPPED.recipe.statistics})
 
 
-def compared(net: network.Network, cube: Cube, patch: int, halo: int, blended: bool) -> np.ndarray:
-    """Degrees between two tilings of the middle of a cube, pixel by pixel."""
+def compared(net: network.Network, cube: Cube, patch: int, halo: int) -> dict[str, np.ndarray]:
+    """Degrees between two tilings of the middle of a cube, pixel by pixel: trimmed and blended."""
     step = patch - 2 * halo
-    one, other = (laid(net, cube, step, halo, shift, blended) for shift in (0, step // 2))
-    return np.degrees(np.arccos(np.clip((one * other).sum(0), -1, 1)))
+    pairs = zip(*(laid(net, cube, step, halo, shift) for shift in (0, step // 2)), strict=True)
+    apart = [np.degrees(np.arccos(np.clip((one * other).sum(0), -1, 1))) for one, other in pairs]
+    return dict(zip(("trimmed", "blended"), apart, strict=True))
 
 
-def laid(net: network.Network, cube: Cube, step: int, halo: int, shift: int, blended: bool) -> np.ndarray:
-    """Unit vectors (64, h, w) of the middle of a cube, the lattice of patches moved by `shift` px."""
+def laid(net: network.Network, cube: Cube, step: int, halo: int, shift: int) -> np.ndarray:
+    """Unit vectors (2, 64, h, w) of the middle of a cube, trimmed and blended, the lattice of patches moved by `shift`
+    px.
+    """
     names, margin = embed.readable(cube, net.recipe), 24
     low, high = margin, cube.shape[0] - margin
-    out = np.zeros((64, high - low, high - low))
+    out = np.zeros((2, 64, high - low, high - low))
     patch = step + 2 * halo
-    weight = ramp(patch, halo, blended)
-    starts = range(low - shift - step * blended, high + step * blended, step)
+    weight = np.stack([ramp(patch, halo, blended) for blended in (False, True)])[:, None]
+    starts = range(low - shift - step, high + step, step)
     for top in starts:
         for left in starts:
             where = Tile(top - halo, left - halo, top - halo + patch, left - halo + patch)
@@ -100,8 +103,8 @@ def laid(net: network.Network, cube: Cube, step: int, halo: int, shift: int, ble
             vectors = net.directions(frames, [YEAR])[0].numpy() * weight
             own = [slice(part.start - a, part.stop - a) for part, a in zip(mine, (where.top, where.left), strict=True)]
             place = [slice(part.start - low, part.stop - low) for part in mine]
-            out[(slice(None), *place)] += vectors[(slice(None), *own)]
-    return out / np.linalg.norm(out, axis=0)
+            out[(slice(None), slice(None), *place)] += vectors[(slice(None), slice(None), *own)]
+    return out / np.linalg.norm(out, axis=1, keepdims=True)
 
 
 def ramp(patch: int, halo: int, blended: bool) -> np.ndarray:
