@@ -32,7 +32,7 @@ _CONNECT = 10.0  # seconds
 _REDIRECTS = 30  # in a row
 _PART = 1 << 16  # bytes taken at a time: more would be memory that is new each time, which costs more than the bytes
 _QUICK = 0.004  # seconds to an answer
-_STALL = (0.5, 8.0)  # seconds without a byte, after which a request is sent anew: the least, the most
+_STALL = (0.2, 8.0)  # seconds without a byte, after which a request is sent anew: the least, the most
 _PAUSE = (0.02, 10.0)  # seconds before the second try, doubled before each further one up to the latter
 
 # Who signs addresses, by the host or the end of its name: (address, whether the last signature was refused) -> signed.
