@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import math
+import shutil
 import sys
 import zipfile
 from collections.abc import Callable
@@ -767,6 +768,30 @@ def test_other_maps_are_read_by_their_rows(name: str, file: str, gsd: int, codes
     assert cells(cube, name)[2] == gsd
     np.testing.assert_array_equal(stored(cube, name, SOURCES[name].bands[0].name)[0], values[0])
     assert months(cube, name) == ["2021-07"]
+
+
+def test_whatever_is_lost_of_a_source_comes_back_with_its_files(tmp_path: Path) -> None:
+    path = cube_at(tmp_path / "cube.zarr", 15.0, 46.0, crs="EPSG:32633")
+    grid = open_cube(path).grid
+    maps = {}
+    for name, file, gsd in (("cdl", "CDL_2021_12.tif", 30), ("worldcover", "WorldCover_10m_2021_v200_Map.tif", 10)):
+        values = np.full((1, 960 // gsd, 960 // gsd), 10, "uint8")
+        maps[name] = write_tif(tmp_path / file, values, grid.transform.c, grid.transform.f, gsd, "EPSG:32633")
+        attach(path, name, [maps[name]], NOW)
+
+    def held_by(store: Path) -> dict[str, bytes]:
+        return {str(file): file.read_bytes() for file in store.rglob("*") if file.is_file()}
+
+    before = held_by(path)
+    files = [file for file in (path / "cdl").rglob("*") if file.is_file()]
+    assert len(files) > 20
+    for file in files:
+        file.unlink()
+        attach(path, "cdl", [maps["cdl"]], NOW)
+        assert held_by(path) == before, file
+    shutil.rmtree(path / "cdl")
+    assert attach(path, "cdl", [maps["cdl"]], NOW, overwrite=True).written
+    assert held_by(path) == before
 
 
 def test_what_was_read_does_not_hang_on_the_window(tmp_path: Path) -> None:

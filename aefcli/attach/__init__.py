@@ -69,7 +69,7 @@ def attach(path: Path, name: str, files: Sequence[Path], told: Told, *, overwrit
     for file in files:
         if not file.exists():
             raise BadInput(f"there is no file {file}", "check the path")
-    cube = open_cube(path)
+    cube = open_cube(path, without=name)  # which may be what is damaged
     found: Found = READERS[name](Place.of(cube, row), list(files), told)
     about = {"files": {file.name: size(file) for file in files}, **told.as_dict()}
     written = add_source(path, name, found.dataset, about, overwrite=overwrite)

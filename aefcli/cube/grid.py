@@ -205,9 +205,17 @@ def grid_from(attrs: Any) -> GeoBox:
     from odc.geo.geobox import GeoBox
     from rasterio import Affine
 
-    crs = CRS(attrs["crs"])
-    named = CRS(f"EPSG:{crs.epsg}") if crs.epsg else crs  # what writes a grid's CRS down spells it by its name
-    return GeoBox(attrs["shape"], Affine(*attrs["transform"]), named if named == crs else crs)
+    return named(GeoBox(attrs["shape"], Affine(*attrs["transform"]), CRS(attrs["crs"])))
+
+
+def named(grid: GeoBox) -> GeoBox:
+    """The same grid, its CRS by its EPSG code where it has one: what writes it down spells it as it came."""
+    from odc.geo import CRS
+    from odc.geo.geobox import GeoBox
+
+    crs = crs_of(grid)
+    known = CRS(f"EPSG:{crs.epsg}") if crs.epsg else crs
+    return GeoBox(grid.shape, grid.transform, known if known == crs else crs)
 
 
 def crs_of(grid: GeoBox) -> Any:

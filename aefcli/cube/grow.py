@@ -123,7 +123,7 @@ class FinishedCube:
             return None
         ledger.check_root(path)
         ledger.hold(record, apart=apart)
-        return cls(path, record, open_cube(path).attrs, apart)
+        return cls(path, record, open_cube(path, without=apart).attrs, apart)
 
     @property
     def grid(self) -> Any:

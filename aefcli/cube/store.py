@@ -118,8 +118,10 @@ def without(cube: Cube, gone: Mapping[str, np.ndarray]) -> Cube:
     return replace(cube, sources=sources)
 
 
-def open_cube(path: Path | str) -> Cube:
-    """Open a finished cube; what is missing, unfinished or not a cube is refused in one line.
+def open_cube(path: Path | str, without: str = "") -> Cube:
+    """Open a finished cube, all of it or `without` a source, of which nothing is then read.
+
+    What is missing, unfinished or not a cube is refused in one line.
 
     Raises BadInput, or Damaged where its records say that it is a finished one.
     """
@@ -146,7 +148,7 @@ def open_cube(path: Path | str) -> Cube:
     with whole(path):
         grid = grid_from(attrs["aef:grid"])
         start, end = attrs["aef:period"]
-        sources = {name: _open_source(root, name, grid) for name in attrs["aef:sources"]}
+        sources = {name: _open_source(root, name, grid) for name in attrs["aef:sources"] if name != without}
         return Cube(path, grid, Period(start, end), sources, {**attrs, "aef:key": attrs["aef:key"]})
 
 
