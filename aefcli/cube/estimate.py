@@ -38,7 +38,7 @@ class Estimate:
     bytes_read: int
     bytes_written: int
     bytes_free: int  # on the disk that the cube would be written to
-    seconds: float
+    seconds: float  # from the search to the end; the start of the program is not among them
     notes: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -54,6 +54,7 @@ def estimate(request: Request, out: Path, work: Work, *, overwrite: bool = False
     The headers of a few frames' files say how large the blocks are under the slabs that a fetch would read; some slabs
     of one frame are read and packed. Raises what `fetch` would raise of the search and of reading.
     """
+    began = time.monotonic()
     check(request, out)
     before = None if overwrite else FinishedCube.at(out)
     begun = ledger.read(out) if out.exists() and not (overwrite or before) else None
@@ -67,6 +68,7 @@ def estimate(request: Request, out: Path, work: Work, *, overwrite: bool = False
         return _complete(before, out)
     ledger.would_write(out, asked, overwrite=overwrite or grown is not None)  # refuses what a fetch would refuse
     plan, stacks = search()
+    looking = time.monotonic() - began  # a fetch holds what is there to its hashes and searches, too
     done = set(begun.units) if begun else set()
     with quiet_warps():
         samples = [_left(stack, _sample(stack, work.threads), grown, done) for stack in stacks]
@@ -76,7 +78,7 @@ def estimate(request: Request, out: Path, work: Work, *, overwrite: bool = False
         bytes_read=round(sum(sample.read for sample in samples)),
         bytes_written=round(sum(sample.written for sample in samples)),
         bytes_free=free(out),
-        seconds=sum(sample.seconds for sample in samples),
+        seconds=looking + sum(sample.seconds for sample in samples),
         notes=tuple(plan["notes"]),
     )
 
