@@ -34,6 +34,7 @@ from aefcli.errors import BadInput, Damaged, Locked, NoResources
 
 FORMAT_KEY = "aef:format"  # the root attribute by which a store is known as ours
 _ROOT = "zarr.json"  # the file that has it
+_ANEW = "remove that folder, then --overwrite makes the store anew"
 _FLUSHERS = 8  # threads: files flushed to disk together share what the disk does for one
 
 
@@ -446,7 +447,7 @@ def _read_plan(records: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, IsADirectoryError, PermissionError) as error:
-        raise Damaged(f"{records / 'plan.json'} cannot be read", "remove that folder to start anew") from error
+        raise Damaged(f"{records / 'plan.json'} cannot be read", _ANEW) from error
 
 
 def _read_lines(path: Path, *, mend: bool = False) -> list[dict[str, Any]]:
@@ -459,7 +460,7 @@ def _read_lines(path: Path, *, mend: bool = False) -> list[dict[str, Any]]:
             lines.append(_parsed(line))
         except ValueError as error:
             if kept + len(line) < len(raw):
-                raise Damaged(f"{path} is damaged in line {number}", "remove that folder to start anew") from error
+                raise Damaged(f"{path} is damaged in line {number}", _ANEW) from error
             break
         kept += len(line)
     if mend and kept < len(raw):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aefcli import ledger
 from aefcli.cli.app import Json, Quiet, Result, app, cores, kind_of, lines, must_exist, on_disk
 from aefcli.cli.recipes import named
 from aefcli.errors import BadInput, counted
@@ -275,6 +276,7 @@ def plot(
         else:
             picture = report.preview(store, out, told)
     else:
+        ledger.check_root(store)
         raise BadInput(
             f"{store} is neither a cube nor an embedding field nor a run", "aef fetch, embed and train make them"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -241,10 +242,11 @@ def cluster(work: Work) -> Iterator[Any]:
         return
     if int(work.dask) < 1:
         raise BadInput(f"--dask {work.dask} is no cluster", "give processes from 1, or a scheduler's address")
-    # A worker may die as often as it likes: whoever comes after makes its unit again.
+    sizes = {"n_workers": int(work.dask), "threads_per_worker": 1}
+    # A worker may die as often as it likes: whoever comes after makes its unit again. What it says of it is noise.
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 100}),
-        LocalCluster(n_workers=int(work.dask), threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
+        LocalCluster(**sizes, dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL) as cluster,
         Client(cluster) as client,
     ):
         yield client
