@@ -29,7 +29,6 @@ _PIXELS = 20_000  # of each source, that the guess at what is clear is fitted on
 _STEPS = 60  # of L-BFGS for it
 _DECAY = 1e-4
 
-
 _Look = tuple[dict[str, Frames], Int[Tensor, "b 1 2"]]  # what a batch shows, and in which support
 _Halves = tuple[Float[Tensor, "2 s n e"], Bool[Tensor, "2 s n 1"]]  # what of it, and whether the half showed it
 
@@ -48,8 +47,8 @@ def begin(
         if seen and not stop():
             _tell_clear(cast(SourceEncoder, model.stem[name]), seen, noise)
     known = [_halves(model, *look, noise) for look in _stoppable(first, stop)]
-    if stop() or not known:
-        return False
+    if not known:
+        return not stop()
     usual, views = _usual(known), Views()
     for detail, there in chain(known, (_halves(model, *look, noise) for look in looks)):
         # A source that showed nothing in a half is taken to show what is usual, or its presence would be an axis.
