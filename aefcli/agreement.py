@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import chain, islice, takewhile
-from typing import cast
+from itertools import chain, islice
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,12 @@ _DECAY = 1e-4
 _Look = tuple[dict[str, Frames], Int[Tensor, "b 1 2"]]  # what a batch shows, and in which support
 _Halves = tuple[Float[Tensor, "2 s n e"], Bool[Tensor, "2 s n 1"]]  # what of it, and whether the half showed it
 
+_Item = TypeVar("_Item")
+
+
+class _Stopped(Exception):
+    pass
+
 
 def begin(
     model: Model, batches: Iterable[Batch], noise: torch.Generator, stop: Callable[[], bool] = lambda: False
@@ -40,15 +46,23 @@ def begin(
 
     False once `stop` has answered yes, which is asked between batches: the weights are then of no use.
     """
-    looks = _stoppable((_look(batch, noise.device) for batch in batches), stop)
+    try:
+        _fit(model, batches, noise, stop)
+    except _Stopped:
+        return False
+    return True
+
+
+def _fit(model: Model, batches: Iterable[Batch], noise: torch.Generator, stop: Callable[[], bool]) -> None:
+    looks = _until(stop, (_look(batch, noise.device) for batch in batches))
     first = [*islice(looks, _KEPT)]
-    for name in model.sources:
+    for name in _until(stop, model.sources):
         seen = [frames[name] for frames, _ in first if name in frames]
-        if seen and not stop():
+        if seen:
             _tell_clear(cast(SourceEncoder, model.stem[name]), seen, noise)
-    known = [_halves(model, *look, noise) for look in _stoppable(first, stop)]
+    known = [_halves(model, *look, noise) for look in _until(stop, first)]
     if not known:
-        return not stop()
+        return
     usual, views = _usual(known), Views()
     for detail, there in chain(known, (_halves(model, *look, noise) for look in looks)):
         # A source that showed nothing in a half is taken to show what is usual, or its presence would be an axis.
@@ -56,11 +70,13 @@ def begin(
     if views.differ:  # else nothing was seen twice
         weight, mean = views.agreeing(model.summariser.shared.out_channels)
         model.summariser.begin(weight, mean + usual.flatten())
-    return not stop()
 
 
-def _stoppable(looks: Iterable[_Look], stop: Callable[[], bool]) -> Iterator[_Look]:
-    return takewhile(lambda _: not stop(), looks)
+def _until(stop: Callable[[], bool], items: Iterable[_Item]) -> Iterator[_Item]:
+    for item in items:
+        if stop():
+            raise _Stopped
+        yield item
 
 
 def _look(batch: Batch, device: torch.device) -> _Look:
