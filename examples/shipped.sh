@@ -15,7 +15,7 @@ aef fetch --stac world/catalog.json --bbox "$bbox" --period 2022:2023 --out cube
 if [ -e nano/data.json ]; then
   aef train --resume --out nano
 else
-  aef train cube.zarr --recipe nano --steps 400 --set train.agree=144 --out nano
+  aef train cube.zarr --recipe nano --steps 400 --set train.agree=144 --set train.encoder_lr=1e-5 --out nano
 fi
 mkdir -p "$home"
 cp nano/model.safetensors nano/recipe.toml nano/card.md "$home"
