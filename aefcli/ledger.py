@@ -22,6 +22,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,7 @@ from aefcli.errors import BadInput, Damaged, Locked, NoResources
 
 FORMAT_KEY = "aef:format"  # the root attribute by which a store is known as ours
 _ROOT = "zarr.json"  # the file that has it
+_CUT_OFF = re.compile(r"\.[0-9a-f]{32}\.partial$")
 _ANEW = "remove that folder, then --overwrite makes the store anew"
 _FLUSHERS = 8  # threads: files flushed to disk together share what the disk does for one
 
@@ -295,6 +297,7 @@ def reopen(store: Path) -> Iterator[Build]:
     with locked(home / "lock", store):
         build = Build(store, home, digest(dict(record.request)))
         _enter(build, dict(record.request), None)
+        _sweep(store)
         yield build
 
 
@@ -376,6 +379,15 @@ def _enter(build: Build, request: dict[str, Any], content: Any) -> None:
     lines = _read_lines(build.records / "ledger.jsonl", mend=True)
     build._lines = {line["unit"]: line for line in lines if "unit" in line}
     build.complete = any("finished" in line for line in lines)
+    if not build.complete:
+        _sweep(build.store)
+
+
+def _sweep(store: Path) -> None:
+    """Remove what Zarr leaves of a file that it was writing when it was killed."""
+    for file in store.rglob("*.partial"):
+        if _CUT_OFF.search(file.name):
+            file.unlink(missing_ok=True)
 
 
 def _swap(store: Path, home: Path) -> None:

@@ -123,10 +123,10 @@ def test_workers_of_a_cluster_killed_eight_times(cube: Cube, run: Run, whole: di
     killed, me = [], psutil.Process()
 
     def one_less(done: int, total: int) -> None:
-        workers = [child for child in me.children(recursive=True) if not child.children()]
-        if len(killed) < 8 and workers:
-            killed.append(workers[-1].pid)
-            with contextlib.suppress(psutil.NoSuchProcess):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            workers = [child for child in me.children(recursive=True) if not child.children()]
+            if len(killed) < 8 and workers:
+                killed.append(workers[-1].pid)
                 workers[-1].kill()
 
     how = How(work=Work(1, dask="2"))

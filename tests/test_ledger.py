@@ -85,6 +85,20 @@ def test_build_resume_complete(store: Path) -> None:
     assert lines[-1]["files"].keys() == contents(store).keys() - set(UNITS), "metadata and coordinates"
 
 
+def test_what_zarr_was_writing_when_it_was_killed_is_swept_away(store: Path) -> None:
+    make(store, OLD, units=1)
+    cut_off, strange = store / f"b/c.{'0f' * 16}.partial", store / "mine.partial"
+    cut_off.parent.mkdir(exist_ok=True)
+    for file in (cut_off, strange):
+        file.write_bytes(b"x")
+    make(store, OLD)
+    assert not cut_off.exists()
+    assert strange.exists()
+    cut_off.write_bytes(b"x")
+    with ledger.reopen(store):
+        assert not cut_off.exists()
+
+
 def test_torn_at_every_byte_of_the_last_two_lines(store: Path, tmp_path: Path) -> None:
     make(store, OLD)
     whole, records = contents(store), ledger.records_of(store) / "ledger.jsonl"

@@ -46,6 +46,11 @@ def model() -> Model:
     return model.eval()
 
 
+def test_no_parameter_is_a_scalar(model: Model) -> None:
+    """FSDP takes none."""
+    assert all(parameter.ndim for parameter in model.parameters())
+
+
 @torch.inference_mode()
 def vectors(model: Model, inputs: dict[str, Frames], valid: torch.Tensor = VALID) -> torch.Tensor:
     return model.summarise(model.encode(inputs), valid)

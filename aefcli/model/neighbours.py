@@ -30,7 +30,7 @@ class Neighbours(nn.Module):
     def __init__(self, reach: int) -> None:
         super().__init__()
         self.reach = reach
-        self.log_sharpness = nn.Parameter(torch.tensor(math.log(_SHARPNESS)))
+        self.log_sharpness = nn.Parameter(torch.tensor([math.log(_SHARPNESS)]))  # FSDP takes no scalars
         query, key = torch.arange(_BLOCK) + reach, torch.arange(_BLOCK + 2 * reach)
         line = (query[:, None] - key).abs() <= reach
         near = (line[:, None, :, None] & line[None, :, None, :]).flatten(0, 1).flatten(1)
