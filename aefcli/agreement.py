@@ -60,16 +60,15 @@ def _fit(model: Model, batches: Iterable[Batch], noise: torch.Generator, stop: C
         seen = [frames[name] for frames, _ in first if name in frames]
         if seen:
             _tell_clear(cast(SourceEncoder, model.stem[name]), seen, noise)
-    known = [_halves(model, *look, noise) for look in _until(stop, first)]
-    if not known:
-        return
-    usual, views = _usual(known), Views()
-    for detail, there in chain(known, (_halves(model, *look, noise) for look in looks)):
-        # A source that showed nothing in a half is taken to show what is usual, or its presence would be an axis.
-        views.add(*torch.where(there, detail - usual, 0.0).transpose(1, 2).flatten(2))
+    views = Views()
+    for inputs, period in chain(_until(stop, first), looks):
+        detail, there = _halves(model, inputs, period, noise)
+        views.add(*torch.cat([torch.where(there, detail, 0.0), there], dim=-1).transpose(1, 2).flatten(2))
+    usual, filling = _filling(views, len(model.sources))
+    views = views.through(filling)
     if views.differ:  # else nothing was seen twice
         weight, mean = views.agreeing(model.summariser.shared.out_channels)
-        model.summariser.begin(weight, mean + usual.flatten())
+        model.summariser.begin(weight, mean + usual)
 
 
 def _until(stop: Callable[[], bool], items: Iterable[_Item]) -> Iterator[_Item]:
@@ -140,19 +139,23 @@ def _halves(model: Model, inputs: dict[str, Frames], period: Int[Tensor, "b 1 2"
     return detail[:, :, both], there[:, :, both, None]
 
 
-def _usual(known: Sequence[_Halves]) -> Float[Tensor, "s 1 e"]:
-    """What each source shows on average; 0 of one that showed nothing."""
-    total = torch.stack([(detail * there).sum((0, 2)) for detail, there in known]).sum(0)
-    count = torch.stack([there.sum((0, 2)) for _, there in known]).sum(0)
-    return (total / count.clamp(min=1))[:, None]
+def _filling(views: Views, sources: int) -> tuple[Float[Tensor, " e"], Float[Tensor, "e es"]]:
+    """What is usual of all sources, and what makes of their detail and whether it was there how far it is from that.
+
+    A source that showed nothing in a half is taken to show what is usual, or its presence would be an axis.
+    """
+    total, count = views.total.view(sources, -1).split([len(views.total) // sources - 1, 1], dim=1)
+    usual = total / count.clamp(min=1)
+    keep = torch.eye(usual.shape[1]).to(usual)
+    return usual.flatten().float(), torch.block_diag(*(torch.cat([keep, -each[:, None]], dim=1) for each in usual))
 
 
 class Views:
     """Two views of the same things, which may come in any number of parts: only their moments are kept."""
 
-    def __init__(self) -> None:
-        self._count = 0
-        self._sums: tuple[Tensor, ...] = ()  # of both views, of their products within each and between the two
+    def __init__(self, count: int = 0, sums: tuple[Tensor, ...] = ()) -> None:
+        self._count = count
+        self._sums = sums  # of both views, of their products within each and between the two
 
     def add(self, one: Float[Tensor, "n e"], other: Float[Tensor, "n e"]) -> None:
         one, other = one.double(), other.double()
@@ -160,6 +163,16 @@ class Views:
         more = one.sum(0) + other.sum(0), one.T @ one + other.T @ other, cross + cross.T
         self._sums = tuple(map(torch.add, self._sums, more)) if self._sums else more
         self._count += 2 * len(one)
+
+    @property
+    def total(self) -> Float[Tensor, " e"]:
+        """The sum of both."""
+        return self._sums[0]
+
+    def through(self, matrix: Float[Tensor, "d e"]) -> Views:
+        """The views of matrix @ x."""
+        total, *products = self._sums
+        return Views(self._count, (matrix @ total, *(matrix @ each @ matrix.T for each in products)))
 
     def _moments(self) -> tuple[Float[Tensor, " e"], Float[Tensor, "e e"], Float[Tensor, "e e"]]:
         mean, within, between = (total / max(1, self._count) for total in self._sums)

@@ -36,7 +36,6 @@ from aefcli.errors import BadInput, Damaged, Locked, NoResources
 FORMAT_KEY = "aef:format"  # the root attribute by which a store is known as ours
 _ROOT = "zarr.json"  # the file that has it
 _CUT_OFF = re.compile(r"\.[0-9a-f]{32}\.partial$")
-_ANEW = "remove that folder, then --overwrite makes the store anew"
 _FLUSHERS = 8  # threads: files flushed to disk together share what the disk does for one
 
 
@@ -448,6 +447,12 @@ def _is_ours(store: Path) -> bool:
         return False
 
 
+def _anew(records: Path) -> str:
+    if records.name == "next":  # of what was to take the place of a finished store, which is whole
+        return f"remove {records}, then run the same command again"
+    return f"remove {records}, then --overwrite makes the store anew"
+
+
 def _read_plan(records: Path) -> dict[str, Any] | None:
     try:
         plan = json.loads((records / "plan.json").read_text())
@@ -459,7 +464,7 @@ def _read_plan(records: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, IsADirectoryError, PermissionError) as error:
-        raise Damaged(f"{records / 'plan.json'} cannot be read", _ANEW) from error
+        raise Damaged(f"{records / 'plan.json'} cannot be read", _anew(records)) from error
 
 
 def _read_lines(path: Path, *, mend: bool = False) -> list[dict[str, Any]]:
@@ -472,7 +477,7 @@ def _read_lines(path: Path, *, mend: bool = False) -> list[dict[str, Any]]:
             lines.append(_parsed(line))
         except ValueError as error:
             if kept + len(line) < len(raw):
-                raise Damaged(f"{path} is damaged in line {number}", _ANEW) from error
+                raise Damaged(f"{path} is damaged in line {number}", _anew(path.parent)) from error
             break
         kept += len(line)
     if mend and kept < len(raw):

@@ -98,12 +98,18 @@ def test_halves_of_the_frames_tell_a_place_from_others(begun: tuple[Model, Model
     assert agreed[1] > agreed[0] + 0.1
 
 
-def test_a_source_that_lacks_at_half_of_the_places_is_no_axis() -> None:
-    """Places without Landsat lack it in both halves: that would repeat better than any colour of the ground."""
+@pytest.mark.parametrize("late", [0, 3])
+def test_a_source_that_lacks_at_half_of_the_places_is_no_axis(late: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Places without Landsat lack it in both halves: that would repeat better than any colour of the ground. Nor is it
+    one where none of the batches that are held has any.
+    """
+    monkeypatch.setattr(agreement, "_KEPT", 3)
     batches = [landscape(seed) for seed in range(6)]
     lacking = torch.zeros(4, 12, dtype=torch.bool)
     lacking[:2] = True
     bare = [with_landsat(batch, batch.inputs["landsat"].without(lacking)) for batch in batches]
+    for batch in batches[:late]:
+        bare.insert(0, replace(batch, inputs={n: f for n, f in batch.inputs.items() if n != "landsat"}))
     model = checkpoint.build(toy_recipe())
     agreement.begin(model, bare, rng(0))
     there = torch.tensor([0.0, 0, 1, 1]).repeat_interleave(256)

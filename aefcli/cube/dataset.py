@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aefcli import ledger
-from aefcli.cube.grid import grid_attrs, named
+from aefcli.cube.grid import grid_attrs
 from aefcli.cube.store import Cube, CubeSource
 from aefcli.cube.write import FORMAT, Clear, Part, Parts, Stack, Work, layers_of, slabs, write
 from aefcli.errors import BadInput, unknown
@@ -131,7 +131,7 @@ def stack_of_dataset(source: Source, dataset: xr.Dataset) -> Stack:
 
     return Stack(
         source=source,
-        grid=named(grid),
+        grid=grid,
         times=dataset["time"].to_numpy().astype("datetime64[ms]").astype("int64"),
         delivered=delivered,
         scale=per_band("scale", [band.scale for band in source.bands]),

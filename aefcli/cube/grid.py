@@ -209,13 +209,12 @@ def grid_from(attrs: Any) -> GeoBox:
 
 
 def named(grid: GeoBox) -> GeoBox:
-    """The same grid, its CRS by its EPSG code where it has one: what writes it down spells it as it came."""
+    """The same grid, its CRS by its EPSG code where it has one: what is written down does not hang on its spelling."""
     from odc.geo import CRS
     from odc.geo.geobox import GeoBox
 
     crs = crs_of(grid)
-    known = CRS(f"EPSG:{crs.epsg}") if crs.epsg else crs
-    return GeoBox(grid.shape, grid.transform, known if known == crs else crs)
+    return GeoBox(grid.shape, grid.transform, CRS(f"EPSG:{crs.epsg}") if crs.epsg else crs)
 
 
 def crs_of(grid: GeoBox) -> Any:

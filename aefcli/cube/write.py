@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aefcli import ledger
-from aefcli.cube.grid import grid_attrs, shape_of
+from aefcli.cube.grid import grid_attrs, named, shape_of
 from aefcli.errors import BadInput, NoResources
 from aefcli.extent import Period, Tile, tiles
 from aefcli.sources import Source, valid
@@ -242,11 +241,10 @@ def cluster(work: Work) -> Iterator[Any]:
         return
     if int(work.dask) < 1:
         raise BadInput(f"--dask {work.dask} is no cluster", "give processes from 1, or a scheduler's address")
-    sizes = {"n_workers": int(work.dask), "threads_per_worker": 1}
-    # A worker may die as often as it likes: whoever comes after makes its unit again. What it says of it is noise.
+    # A worker may die as often as it likes: whoever comes after makes its unit again.
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 100}),
-        LocalCluster(**sizes, dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL) as cluster,
+        LocalCluster(n_workers=int(work.dask), threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster) as client,
     ):
         yield client
@@ -308,7 +306,7 @@ def template(path: Path, parts: Parts, key: str) -> None:
     root = {
         ledger.FORMAT_KEY: FORMAT,
         "aef:key": key,
-        "aef:grid": grid_attrs(parts.grid),
+        "aef:grid": grid_attrs(named(parts.grid)),
         "aef:period": [parts.period.start, parts.period.end],
         "aef:sources": [stack.source.name for stack in parts.stacks],
         **({"aef:points": list(parts.points)} if parts.points else {}),
@@ -356,7 +354,7 @@ def group_of(path: Path, stack: Stack) -> None:
     dataset = xr.Dataset(
         variables,
         coords={
-            **xr_coords(stack.grid),
+            **xr_coords(named(stack.grid)),
             "time": stack.times.astype("datetime64[ms]"),
             "band": np.array([band.name for band in stack.source.bands], dtype=object),
         },
