@@ -1,4 +1,4 @@
-"""What weights begin as: fitted in closed form on a few batches before the first step, without any label.
+"""What weights begin as: fitted in closed form on some batches before the first step, without any label.
 
 Two fits, of what a random start would take hours of steps to find. The stems' guess at what is clear is fitted to the
 products' own masks, which serve training and are not asked for afterwards. The projection to the embedding takes the

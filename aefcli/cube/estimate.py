@@ -68,7 +68,7 @@ def estimate(request: Request, out: Path, work: Work, *, overwrite: bool = False
         return _complete(before, out)
     ledger.would_write(out, asked, overwrite=overwrite or grown is not None)  # refuses what a fetch would refuse
     plan, stacks = search()
-    looking = time.monotonic() - began  # a fetch holds what is there to its hashes and searches, too
+    looking = time.monotonic() - began  # a fetch searches, too
     done = set(begun.units) if begun else set()
     with quiet_warps():
         samples = [_left(stack, _sample(stack, work.threads), grown, done) for stack in stacks]
