@@ -86,11 +86,7 @@ class Build:
 
         `about` is plain JSON to be kept with the unit. A later line of the same unit takes the place of an earlier one.
         """
-        ordered = sorted(files)
-        with ThreadPoolExecutor(_FLUSHERS) as pool:
-            flushed = pool.map(_flush_and_hash, ordered)
-            hashes = {str(path.relative_to(self.store)): found for path, found in zip(ordered, flushed, strict=True)}
-        self._say(unit, hashes, about or {})
+        self._say(unit, self._flushed(files), about or {})
 
     def adopt(self, unit: str, other: Record, renamed: Callable[[str], str] = str) -> None:
         """Take a finished unit of another store as it is: its files are linked, not copied, each to its name here."""
@@ -115,15 +111,26 @@ class Build:
         close(self.store)
         if rest is None:
             known = {name for line in self._lines.values() for name in line["files"]}
-            found = (str(path.relative_to(self.store)) for path in self.store.rglob("*") if path.is_file())
-            rest = (name for name in found if name not in known)
-        hashes = {name: _flush_and_hash(self.store / name) for name in sorted(rest)}
-        self._append({"finished": self.key, "files": hashes})
+            found = (self._within(path) for path in self.store.rglob("*") if path.is_file())
+            rest = [name for name in found if name not in known]
+        self._append({"finished": self.key, "files": self._flushed(self.store / name for name in rest)})
         self.complete = True
 
+    def _flushed(self, files: Iterable[Path]) -> dict[str, str]:
+        """Hashes of files by their names, once they are on disk."""
+        paths = list(files)
+        with ThreadPoolExecutor(_FLUSHERS) as pool:
+            return dict(zip(map(self._within, paths), pool.map(_flush_and_hash, paths), strict=True))
+
+    def _within(self, path: Path) -> str:
+        """The name of a file of the store, as text: paths of some hundred files take a while to be compared."""
+        name, home = os.fspath(path), f"{self.store}{os.sep}"
+        assert name.startswith(home), "a file of another store"
+        return name[len(home) :]
+
     def _say(self, unit: str, hashes: Mapping[str, str], about: Mapping[str, Any]) -> None:
-        for folder in {(self.store / name).parent for name in hashes}:
-            _sync_folder(folder)
+        for folder in {name.rpartition("/")[0] for name in hashes}:
+            _sync_folder(self.store / folder)
         line = {"unit": unit, "files": dict(hashes), **({"about": dict(about)} if about else {})}
         self._append(line)
         self._lines[unit] = line

@@ -164,6 +164,8 @@ def measured(kind: str, url: str, box: tuple[int, int], dates: int, out: Path) -
     import aefcli.cube
     import aefcli.stac  # noqa: F401
 
+    if kind == "odc":
+        import distributed  # noqa: F401 - which dask imports while it computes
     request = request_of(url, box, dates)
     works = {"ours": ours, "odc": odc_alone, "rasterio": rasterio_alone}
     began, cpu = time.perf_counter(), time.process_time()

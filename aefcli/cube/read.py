@@ -319,8 +319,8 @@ class _Web:
         return memoryview(bytes(span[1] - span[0]))
 
 
-class _Handle(io.RawIOBase):
-    """An open file as GDAL sees it."""
+class _Raw(io.RawIOBase):
+    """An open file, as Python's own buffers want it."""
 
     def __init__(self, web: _Web) -> None:
         self.web, self.position = web, 0
@@ -338,10 +338,19 @@ class _Handle(io.RawIOBase):
         self.position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.web.size}[whence]
         return self.position
 
-    def read(self, size: int = -1) -> bytes:
-        data = self.web.read(self.position, self.web.size if size < 0 else self.position + size)
+    def readinto(self, buffer: Any) -> int:
+        data = self.web.read(self.position, self.position + len(buffer))
+        buffer[: len(data)] = data
         self.position += len(data)
-        return data
+        return len(data)
+
+
+class _Handle(io.BufferedReader):
+    """An open file as GDAL sees it, which reads its beginning in some seventy bits."""
+
+    def __init__(self, web: _Web) -> None:
+        super().__init__(_Raw(web), _HEAD)
+        self.web = web
 
     def get_byte_ranges(self, offsets: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
         """The blocks of a window, asked for at once: those that lie close together as one."""
@@ -388,7 +397,7 @@ class _Volume(MultiByteRangeResourceContainer):
         finally:
             del self.webs[name]
 
-    def open(self, path: str, mode: str = "r", **_: Any) -> io.RawIOBase | io.BytesIO:
+    def open(self, path: str, mode: str = "r", **_: Any) -> io.BufferedReader | io.BytesIO:
         return io.BytesIO(_seed()) if path == "seed" else _Handle(self.webs[path])
 
     def isfile(self, path: str) -> bool:
