@@ -117,6 +117,7 @@ class FieldAccessor:
         if not longitudes.shape == latitudes.shape == (longitudes.size,):
             raise BadInput(f"lon {longitudes.shape} and lat {latitudes.shape} are not two lists of points", "give both")
         self._needs("y", "x")
+        self._whole()
         found = self._field
         if "time" not in found["embeddings"].dims:
             found = found[["embeddings"]].chunk(_preferred(found["embeddings"])).expand_dims("time")
@@ -188,13 +189,18 @@ class FieldAccessor:
 
     def _lazy(self, chunks: Any = None) -> xr.DataArray:
         """The embeddings as dask, with whole vectors in every block."""
+        stored = self._whole()
+        if chunks is not None or stored.chunks is None:
+            stored = stored.chunk({**_preferred(stored), **(chunks or {})})
+        return stored.chunk(embedding=-1)
+
+    def _whole(self) -> xr.DataArray:
+        """The embeddings, if all of each vector are left."""
         stored = self._field["embeddings"]
         labels = stored.sizes["embedding"]
         if (whole := self._field.attrs.get("geoemb:dimensions", labels)) != labels:
             raise BadInput(f"{labels} of {whole} dimensions are left of each vector", "keep all: its length needs them")
-        if chunks is not None or stored.chunks is None:
-            stored = stored.chunk({**_preferred(stored), **(chunks or {})})
-        return stored.chunk(embedding=-1)
+        return stored
 
     def _mapped(
         self,

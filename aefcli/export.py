@@ -141,7 +141,16 @@ class _Plan:
             return ""
         field_of = {name: value for name, value in request.items() if name != "periods"}  # it may gain some
         period = [self.period.start, self.period.end]
-        return ledger.digest({"field": field_of, "period": period, "dtype": self.raster.dtype})
+        about = [list(told) for told in request.get("periods", ()) if list(told[:2]) == period]  # with its print
+        made = {"field": field_of, "period": about or period, "chunks": self.chunks, "dtype": self.raster.dtype}
+        return ledger.digest(made)
+
+    @property
+    def chunks(self) -> dict[str, str]:
+        """What the records of a field have of this period's chunks; nothing where it has none."""
+        record, head = ledger.read(self.vectors.path), f"embeddings/c/{self.index}/"
+        files = (line["files"].items() for line in record.units.values()) if record else ()
+        return {name.removeprefix(head): value for each in files for name, value in each if name.startswith(head)}
 
     def read(self, tile: Tile) -> np.ndarray:
         """What the file holds of a tile, (d, h, w), in rows as the field has them."""

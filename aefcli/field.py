@@ -27,7 +27,7 @@ import numpy as np
 
 from aefcli.errors import BadInput
 from aefcli.extent import Period, Tile
-from aefcli.ledger import FORMAT_KEY, write_atomically
+from aefcli.ledger import FORMAT_KEY, check_root, write_atomically
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -113,12 +113,19 @@ def decode(values: np.ndarray, axis: int = -1, *, codes: bool) -> np.ndarray:
     """What `embeddings` hold in an open field -> float32 unit vectors along `axis`, NaN throughout where nodata.
 
     int8 are codes. Floats are the vectors of a field that is stored so, or with `codes` what an open that masks nodata
-    makes of int8: the codes as floats, NaN for -128.
+    makes of int8: the codes as floats, NaN for -128. Raises BadInput for what can be neither: means of codes, and codes
+    that have lost the attribute that says so.
     """
-    if values.dtype != np.int8 and codes:
-        values = np.where(np.isnan(values), NODATA, values).astype(np.int8)
     if values.dtype == np.int8:
         return dequantise(values, axis)
+    there = values[~np.isnan(values)]
+    whole = bool((there == np.rint(there)).all())
+    if codes:
+        if not whole:
+            raise BadInput("the codes of the embeddings were averaged", "decode first: means of codes mean nothing")
+        return dequantise(np.where(np.isnan(values), NODATA, values).astype(np.int8), axis)
+    if whole and np.abs(there).max(initial=0) > 1:
+        raise BadInput("the embeddings are codes whose attributes are gone", "keep attributes, or decode first")
     vectors = values.astype(np.float32)
     length = np.sqrt(np.square(vectors).sum(axis=axis, keepdims=True))
     return vectors / np.where(np.isfinite(length) & (length > 0), length, np.float32(np.nan))
@@ -434,7 +441,8 @@ def _centres(grid: GeoBox) -> tuple[np.ndarray, np.ndarray]:
 def open_field(path: Path) -> xr.Dataset:
     """Open a finished field lazily: int8 codes as stored (nodata -128), `time` as datetime64[ms].
 
-    Raises BadInput where there is nothing, something else, a newer format, or a field still being built.
+    Raises BadInput where there is nothing, something else, a newer format, or a field still being built; Damaged where
+    a finished one has lost the metadata of its root.
     """
     import xarray as xr
 
@@ -535,6 +543,8 @@ def _chunk_shape(codes: xr.DataArray) -> tuple[int, int]:
 def _check(path: Path) -> None:
     """Refuse, in one line, whatever cannot be read as a finished field of this version."""
     document = _root(path)
+    if not document:
+        check_root(path)  # a field of which this alone is lost can be mended
     family, _, version = str(document.get("attributes", {}).get(FORMAT_KEY, "")).partition("/")
     if family == SEVERAL and (names := list(document["attributes"].get("aef:fields", ()))):
         raise BadInput(f"{path} holds the fields {', '.join(names)}", f"name one, such as {path / names[0]}")

@@ -59,6 +59,19 @@ def model_beside(store: Path) -> Path:
     return outside(store).with_name(f"{_name_of(store)}.model.stac.json")
 
 
+def is_current(store: Path) -> bool:
+    """Whether the item that lies beside a finished field is of what the field holds now."""
+    try:
+        said = json.loads(beside(store).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(said, dict) and said.get("id") == _id(store, field.open_field(store).attrs)
+
+
+def _id(store: Path, attrs: Mapping[str, Any]) -> str:
+    return "-".join((_name_of(store), *([str(attrs["aef:key"])[:12]] if "aef:key" in attrs else [])))
+
+
 def _name_of(store: Path) -> str:
     return outside(store).name.removesuffix(".zarr")
 
@@ -116,7 +129,7 @@ def _item(store: Path, opened: xr.Dataset) -> pystac.Item:
     bbox, geometry = place(grid)
     start, end = span(periods)
     made = pystac.Item(
-        id="-".join((_name_of(store), *([str(attrs["aef:key"])[:12]] if "aef:key" in attrs else []))),
+        id=_id(store, attrs),
         geometry=geometry,
         bbox=bbox,
         datetime=None,

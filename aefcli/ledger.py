@@ -235,6 +235,11 @@ def read(store: Path) -> Record | None:
     return Record(store, plan["request"], plan["plan"], units, files, bool(rest) and store.exists())
 
 
+def is_recorded(store: Path) -> bool:
+    """Whether records lie beside a store."""
+    return (records_of(store) / "plan.json").is_file()
+
+
 def request_of(store: Path) -> Mapping[str, Any]:
     """The request that the records of a store were begun with; nothing where there are none."""
     plan = _read_plan(records_of(store))
@@ -450,7 +455,7 @@ def locked(path: Path, store: Path) -> Iterator[None]:
 def _is_ours(store: Path) -> bool:
     try:
         return FORMAT_KEY in json.loads((store / _ROOT).read_text())["attributes"]
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return False
 
 

@@ -225,6 +225,14 @@ def test_what_is_no_field_or_too_little_of_one_is_refused(made: tuple[Path, np.n
     opened = aefcli.open_field(made[0])
     with pytest.raises(BadInput, match="32 of 64 dimensions"):
         opened.isel(embedding=slice(0, 32)).aef.decode()
+    with pytest.raises(BadInput, match="32 of 64 dimensions"):
+        opened.isel(embedding=slice(0, 32)).aef.sample(3.004, 48.751)
+    with xr.set_options(keep_attrs=False):
+        bare = opened.assign(embeddings=opened["embeddings"].astype("float32") * 1)
+    with pytest.raises(BadInput, match="codes whose attributes are gone"):
+        bare.aef.decode().compute()
+    with pytest.raises(BadInput, match="codes of the embeddings were averaged"):
+        xr.open_zarr(made[0]).coarsen(y=5, x=5).mean(keep_attrs=True).aef.decode().compute()
     with pytest.raises(BadInput, match="no dimension y"):
         opened.isel(y=3).aef.grid  # noqa: B018
     with pytest.raises(BadInput, match="evenly spaced"):

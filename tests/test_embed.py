@@ -33,8 +33,11 @@ from aefcli.checkpoint import Run
 from aefcli.cube import Cube, Work, add_source, open_cube, write_cube
 from aefcli.embed import How, engine, network, tiling
 from aefcli.errors import BadInput, Locked, NoResources
+from aefcli.export import write_cogs
 from aefcli.extent import BBox, Period, Tile
 from aefcli.ledger import records_of
+from aefcli.model import Encoded, Model
+from aefcli.published import open_vectors
 from aefcli.sources import SOURCES
 
 CPU = torch.device("cpu")
@@ -174,8 +177,13 @@ def test_a_field_follows_a_cube_that_has_grown(run: Run, tmp_path: Path) -> None
     done = embed.embed(grown, run, [after], out, device=CPU)
     assert (done.written, done.adopted) == (1, 1)
     shorter = {name: replace(source, offset=source.offset + 1) for name, source in start.sources.items()}
+    (before,) = write_cogs(open_vectors(out), tmp_path, [YEAR])
     done = embed.embed(replace(start, sources=shorter), run, [YEAR], out, device=CPU)
     assert (done.written, done.adopted) == (2, 0), "other numbers: all of it anew"
+    with pytest.raises(BadInput, match="is there already"):  # what was exported is of the numbers before
+        write_cogs(open_vectors(out), tmp_path, [YEAR])
+    assert write_cogs(open_vectors(out), tmp_path, [YEAR], overwrite=True)[0].path == before.path
+    assert write_cogs(open_vectors(out), tmp_path, [YEAR])[0].nodata is None, "now it is the same"
 
 
 def test_a_part_of_a_cube_has_the_vectors_of_the_whole(made: Path, cube: Cube, run: Run, tmp_path: Path) -> None:
@@ -649,6 +657,69 @@ def test_memory_that_is_not_there_is_one_line(cube: Cube, run: Run, tmp_path: Pa
     sizes = run.recipe.embed.model_copy(update={"patch": 1 << 20})  # more than an address can say
     with pytest.raises(NoResources, match="out of memory"):
         embed.embed(cube, run, [YEAR], tmp_path / "e.zarr", device=CPU, how=How(sizes, memory=1 << 60, seams=False))
+
+
+@pytest.mark.parametrize("words", ["CUDA out of memory", "DefaultCPUAllocator: can't allocate memory"])
+def test_fewer_periods_at_once_where_memory_is_short(
+    words: str, cube: Cube, run: Run, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summarise, asked = Model.summarise, list[int]()
+
+    def short(self: Model, encoded: Encoded, valid: torch.Tensor) -> torch.Tensor:
+        asked.append(valid.shape[1])
+        if valid.shape[1] > 1:
+            raise RuntimeError(words)
+        return summarise(self, encoded, valid)
+
+    monkeypatch.setattr(Model, "summarise", short)
+    out = tmp_path / "e.zarr"
+    embed.embed(cube, run, YEAR_AND_MONTH, out, device=CPU, how=How(seams=False))
+    assert {1, 2} <= set(asked)
+    ours, whole = (field.open_field(path)["embeddings"].values.astype(int) for path in (out, made))
+    assert np.abs(ours - whole).max() <= 1
+
+    def full(self: Model, inputs: object) -> Encoded:
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(Model, "encode", full)
+    with pytest.raises(NoResources, match="a patch of 48 px does not fit into the memory of cpu"):
+        embed.embed(cube, run, [YEAR], tmp_path / "none.zarr", device=CPU, how=How(seams=False))
+
+
+def test_a_worker_has_its_own_device(run: Run) -> None:
+    weights = checkpoint.identity(run)["weights"]
+    found = engine.network(run, "auto", run.recipe.embed, weights)
+    assert found.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+    if found.device.type == "cpu":
+        with pytest.raises(BadInput, match="a worker has no cuda"):
+            engine.network(run, "cuda", run.recipe.embed, weights)
+
+
+def test_what_lies_beside_a_field_is_made_again_where_it_is_of_another_state(aef: Aef, tmp_path: Path) -> None:
+    """As after a kill between a field's last word and what is made beside it."""
+    made_up_cube(tmp_path / "cube.zarr", side=32, hole=False)
+    assert aef("embed", "--period", "2023-01", "-q")[0] == 0
+    old = {path: path.read_bytes() for path in tmp_path.glob("embeddings.*") if path.is_file()}
+    assert aef("embed", "--period", "2023-07", "-q")[0] == 0
+    new = {path: path.read_bytes() for path in old}
+    for path, content in old.items():
+        path.write_bytes(content)
+    assert aef("validate", "embeddings.zarr")[0] == 4
+    code, _, err = aef("embed", "--period", "2023-07")
+    assert (code, "already complete" in err) == (0, True), err
+    assert {path: path.read_bytes() for path in old} == new
+    assert aef("validate", "embeddings.zarr")[0] == 0
+
+
+def test_a_period_that_reaches_beyond_the_cube_is_told(aef: Aef, tmp_path: Path) -> None:
+    made_up_cube(tmp_path / "cube.zarr", side=32, hole=False)
+    code, out, err = aef("embed", "--period", "2023-12:2024-12", "--period", "2023", "--period", "2030", "--json")
+    found = json.loads(out)
+    assert (code, found["beyond"]) == (0, ["2023-12-01:2024-12-31", "2030-01-01:2030-12-31"]), err
+    assert "2023-12-01:2024-12-31 reaches beyond cube.zarr" in err
+    assert "2030-01-01:2030-12-31 holds no frame of cube.zarr" in err
+    assert "2030-01-01:2030-12-31 reaches" not in err
+    assert "no two patches meet" in err
 
 
 def test_weights_that_change_meanwhile_are_refused(run: Run) -> None:

@@ -87,7 +87,7 @@ def chunks_of(path: Path) -> dict[str, str]:
 
 
 def read_red(url: str) -> np.ndarray:
-    reads = Reads(mask=False)
+    reads = Reads(mask=())
 
     def pixels(opened: Callable[..., Any]) -> np.ndarray:
         with opened() as file:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
-from archives import Toy, toy_request, write_tif
+from archives import Toy, make_toy, toy_request, write_tif
 from servers import file_server
 
 import aefcli.cube.write as writing
@@ -113,6 +113,25 @@ def test_metadata_and_coordinates_are_held_and_mended_too(cube: Path) -> None:
     assert repair(cube).units == 0
     assert files(cube) == before
     assert open_cube(cube).shape
+
+
+def test_only_what_was_masked_before_is_masked_again(tmp_path: Path) -> None:
+    """An archive that is not there, as a disk that is not mounted, is none of whose assets are lost for good."""
+    (tmp_path / "archive").mkdir()
+    toy, cube = make_toy(tmp_path / "archive"), tmp_path / "c.zarr"
+    Path(toy.items[0]["assets"]["blue"]["href"]).unlink()
+    fetched = fetch(toy_request(toy, on_missing="mask"), cube)
+    assert fetched.missing == (f"{toy.items[0]['id']}/blue",)
+    before = files(cube)
+    lost = chunks(cube)[0]
+    lost.unlink()
+    (tmp_path / "archive").rename(tmp_path / "elsewhere")
+    with pytest.raises(RemoteFailed, match="cannot read"):
+        repair(cube)
+    assert files(cube) == {name: data for name, data in before.items() if name != str(lost.relative_to(cube))}
+    (tmp_path / "elsewhere").rename(tmp_path / "archive")
+    assert repair(cube).changed == ()
+    assert files(cube) == before
 
 
 def test_an_archive_that_has_changed_is_said(toy: Toy, tmp_path: Path) -> None:

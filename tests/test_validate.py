@@ -171,6 +171,10 @@ def with_scale(found: dict[str, Any]) -> None:
     found["geoemb:quantization"]["scale"] = 0.0078
 
 
+def with_type(found: dict[str, Any]) -> None:
+    found["geoemb:quantization"]["quantized_dtype"] = "uint8"
+
+
 # What was done to the store, the checks that fail, and what the first of them has to say.
 CHANGES: dict[str, tuple[Callable[[Path], object], set[str], str]] = {
     "x by half a pixel": (
@@ -205,11 +209,26 @@ CHANGES: dict[str, tuple[Callable[[Path], object], set[str], str]] = {
     "a linear scale": (of_attributes("", with_scale), {"quantisation"}, "signed_power, with a scale"),
     "a convention's uuid": (of_attributes("", wrong_uuid), {"conventions"}, "proj: has uuid 0, to be f17cb550"),
     "a convention's words": (of_attributes("", no_description), {"conventions"}, "geoemb: lacks description"),
+    "dimensions": (attributes("", spatial__dimensions=["x", "y"]), {"attributes"}, "spatial:dimensions ['x', 'y']"),
+    "no conventions": (of_attributes("", lambda found: found.pop("Conventions")), {"attributes"}, "Conventions None"),
+    "a parameter of the projection": (
+        attributes("spatial_ref", longitude_of_central_meridian=21.0), {"attributes"}, "of the grid mapping 21.0",
+    ),
+    "the other name of the CRS": (
+        attributes("spatial_ref", spatial_ref="EPSG:32634"), {"attributes"}, "zone 34N, crs_wkt WGS 84 / UTM zone 31N",
+    ),
+    "units of x": (attributes("x", units="km"), {"attributes"}, "units of x km, by its CRS"),
+    "another formula of the root": (attributes("", quantisation="x = q / 127"), {"quantisation"}, "to be sign(q)*(|q|"),
+    "another type of codes": (of_attributes("", with_type), {"quantisation"}, "signed_power"),
+    "sources": (attributes("", geoemb__source_data=["landsat"]), {"attributes"}, "source_data ['landsat']"),
+    "another request": (
+        attributes("", **{"aef:request": {"periods": [[0, 1]]}, "aef:key": "0"}), {"attributes"}, "aef:key is not that",
+    ),
     "geoemb": (attributes("", geoemb__dimensions=128), {"geoemb"}, "dimensions 128, to be 64"),
     "not consolidated": (meta("", consolidated_metadata=None), {"metadata", "plain open", "opens"}, "warn"),
     "consolidated differently": (
         lambda path: (path / "x/zarr.json").write_text((path / "x/zarr.json").read_text().replace("projection_x", "x")),
-        {"metadata"}, "x not as consolidated",
+        {"metadata", "attributes"}, "x not as consolidated",
     ),
     "building": (attributes("", state="building"), {"state", "opens"}, "building, to be complete"),
     "no checksum": (lambda path: edit(path, "embeddings", no_checksum), {"checksums"}, "none in embeddings"),

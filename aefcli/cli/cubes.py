@@ -375,7 +375,7 @@ def verify(
     note(*(f"{what}: {path}" for path, what in faults.items()))
     figures = {"files": count, "damaged": list(faults)}
     if faults:
-        error = Damaged(f"{store}: {len(faults)} of {count} files are damaged or missing", f"aef repair {store}")
+        error = Damaged(f"{store}: {len(faults)} of {counted(count, 'file')} damaged or missing", f"aef repair {store}")
         return Result("verify", [store], figures, error=error)
     return Result("verify", [store], figures, [f"{store}: {count} files are as they were written"])
 

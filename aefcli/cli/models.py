@@ -255,13 +255,25 @@ def embed(
     from aefcli.embed import embed as write
     from aefcli.several import check_alone
 
-    run, where = checkpoint.open_run(model) if model else checkpoint.newest_run(), device_of(device)
+    run, where = (
+        checkpoint.open_run(model) if model else checkpoint.newest_run(),
+        device_of("auto" if dask and device.startswith("cuda") else device),
+    )
     opened = [open_cube(path) for path in cubes or ()]
     outline = None
     if area is not None:
         box, outline = _polygon(area)
     sizes, work = _sizes(run, set_), Work(workers or cores(), dask)
-    how = How(sizes, box, outline, dtype=dtype, passes=uncertainty, memory=room, work=work)
+    how = How(
+        sizes,
+        box,
+        outline,
+        dtype=dtype,
+        passes=uncertainty,
+        memory=room,
+        worker_device=device if dask else "",
+        work=work,
+    )
     notes, more = warned(run, asked=model is not None), dict[str, Any]()
     options: dict[str, Any] = {"device": where, "how": how, "overwrite": overwrite}
     if len(opened) > 1:
@@ -317,12 +329,17 @@ def _each(
 def _embedded(done: Embedded, first: dict[str, Any], more: dict[str, Any], data: str, beside: list[Path]) -> Result:
     """What an embed ends with, told and as figures."""
     note(*(f"{outside} holds no frame of {data}: its embeddings are extrapolated" for outside in done.extrapolated))
+    beyond = [period for period in done.beyond if period not in done.extrapolated]
+    note(*(f"{period} reaches beyond {data}: what lies there is extrapolated" for period in beyond))
     note(f"model {first['model']}, {counted(len(done.periods), 'period')}" if done.written else "already complete")
-    note(*([str(done.seam)] if done.seam else []))
+    note(
+        *([str(done.seam) if done.seam else "no two patches meet where there is data: no seam"] if done.written else [])
+    )
     figures = {
         **first,
         "periods": [str(each) for each in done.periods],
         "extrapolated": [str(each) for each in done.extrapolated],
+        "beyond": [str(each) for each in done.beyond],
         "tiles": done.tiles,
         "tiles_written": done.written,
         "tiles_adopted": done.adopted,
@@ -357,13 +374,16 @@ def _with_stac(cubes: list[Path] | None, place: str | Path | None, periods: list
 
 
 def _beside(store: Path, cube: Path | None, run: Run, *, made: bool) -> list[Path]:
-    """Pictures and STAC item of a field, made where the field was, or where they are gone."""
+    """Pictures and STAC item of a field, made where the field was, or where they are gone or of another state of it.
+
+    The item comes last: one that is of this state says that the pictures are, too.
+    """
     from aefcli import item, report
     from aefcli.several import outside
 
     here = outside(store)
     places = [here.parent / f"{here.resolve().stem}{ending}" for ending in (".png", ".preview.tif", ".stac.json")]
-    if made or not all(place.is_file() for place in places):
+    if made or not all(place.is_file() for place in places) or not item.is_current(store):
         return [report.preview(store), report.preview_tif(store), item.write(store, cube, run)]
     return places
 

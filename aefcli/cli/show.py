@@ -183,7 +183,7 @@ def _holdings(found: About) -> list[str]:
         shown.append(f"{name}: {_lineage(one)}")
         shown += [f"{name}: no clear look {gap}, {gap.days:.0f} days" for gap in one.gaps[:5]]
         shown += [f"{name}: {len(one.gaps) - 5} more gaps, see --json"] if len(one.gaps) > 5 else []
-        shown += [f"{name}: {len(one.masked)} assets masked, such as {one.masked[0]}"] if one.masked else []
+        shown += [f"{name}: {counted(len(one.masked), 'asset')} masked, such as {one.masked[0]}"] if one.masked else []
     return shown + [f"{name}: {rows} rows at points" for name, rows in found.points.items()]
 
 

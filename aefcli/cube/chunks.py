@@ -253,4 +253,6 @@ def _moved(part: slice, by: int) -> slice:
 
 
 def _damaged(store: Path, path: Path, what: str) -> Damaged:
-    return Damaged(f"{path} {what}", f"aef verify {store} finds all such files, aef repair {store} fetches them again")
+    return Damaged(
+        f"{path} {what}", f"aef verify {store} finds all such files, aef repair {store} mends them or says how"
+    )

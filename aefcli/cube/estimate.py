@@ -127,7 +127,7 @@ def _sample(stack: Stack, threads: int) -> _Cost:
         for item in frame.items:
             for asset in item.assets.values():
                 sizes = _headers(asset.href, stack.grid, places)
-                files += bool(sizes)
+                files += bool(sizes) and "://" in asset.href  # on disk no more is read than is asked for
                 for tile, size in sizes.items():
                     under[index, tile] += size
     whole = len(stack.times) / len(frames) * sum(map(_area, every)) / sum(map(_area, places))
@@ -148,7 +148,7 @@ def _headers(href: str, grid: GeoBox, places: Sequence[Tile]) -> dict[Tile, int]
     from aefcli.cube.web import Unreadable
 
     try:
-        return Reads(mask=True).window(href, lambda opened: _under(opened, grid, places)) or {}
+        return Reads(mask=(href,)).window(href, lambda opened: _under(opened, grid, places)) or {}
     except Unreadable as error:
         raise RemoteFailed(f"cannot read {error}", "run the same command again") from error
 

@@ -421,7 +421,7 @@ class Archive:
     grid: GeoBox
     resampling: str | None
     loader: str
-    mask: bool
+    mask: bool | frozenset[str]
 
     def __call__(self, which: np.ndarray, tile: Tile, threads: int) -> Iterator[Part]:
         frames, grid = [self.frames[index] for index in which], self.grid[tile.slices]

@@ -6,7 +6,7 @@ Source: `sources.md`, "Loading".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,7 +29,7 @@ class Loading:
     """How assets are loaded. Threads are best kept for many of them: each opens PROJ's database for itself."""
 
     loader: str = "odc"  # or stackstac
-    mask: bool = False  # take an asset that is not there for nodata instead of raising
+    mask: bool | Container[str] = False  # take an asset that is not there, or is one of these, for nodata: no error
     pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4))  # a window read by each thread
 
 
@@ -66,11 +66,13 @@ def load(
     names: dict[str, list[str]] = {}
     for item in (item for items in layers for item in items):
         names.setdefault(item.assets[key].href, []).append(item.id)
-    reads = Reads(loading.mask)
+    mask = loading.mask
+    masked = mask if not isinstance(mask, bool) else [f"{item.id}/{key}" for items in layers for item in items] * mask
+    reads = Reads({uri for uri, ids in names.items() if any(f"{name}/{key}" in masked for name in ids)})
     try:
         found = loaders[loading.loader](_Layers(layers, key, dtype, nodata, how, grid), reads, loading.pool)
     except Unreadable as error:
-        hint = "run the same command again" + ", with --on-missing mask to take it for nodata" * error.gone
+        hint = "run the same command again" + "; aef fetch --on-missing mask takes it for nodata" * error.gone
         raise RemoteFailed(f"cannot read {key} of {', '.join(names[error.uri])}: {error}", hint) from error
     finally:
         reads.stop.set()  # whoever still waits for an answer has nobody to give it to

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aefcli import ledger
-from aefcli.cube.fetch import Request, addressed, check, plan, plan_of, stacks_of
+from aefcli.cube.fetch import Archive, Request, addressed, check, plan, plan_of, stacks_of
 from aefcli.cube.grid import grid_attrs
 from aefcli.cube.grow import FinishedCube
-from aefcli.cube.write import Parts, Progress, Work, close, made, masked, storing, template, units_of
+from aefcli.cube.write import Parts, Progress, Stack, Work, close, made, masked, storing, template, units_of
 from aefcli.errors import BadInput, Damaged
 from aefcli.ledger import Fault
 
@@ -48,11 +48,9 @@ def repair(
     beyond = [fault for fault in faults if fault.path.partition("/")[0] in attached]
     faults = [fault for fault in faults if fault not in beyond]
     with ledger.reopen(path) as build, storing(path):
-        if masked(build):
-            request = replace(request, on_missing="mask")
         items = addressed(build.plan, lambda: plan(request, attached))
         with plan_of(path):
-            stacks = stacks_of(items, grid, request)
+            stacks = [_masking(stack, masked(build)) for stack in stacks_of(items, grid, request)]
         if any(fault.unit is None for fault in faults):
             if beyond and any(fault.path == "zarr.json" for fault in faults):  # it tells of them too
                 raise _from_files(path, beyond)
@@ -72,6 +70,12 @@ def repair(
     if beyond:
         raise _from_files(path, beyond)
     return Repaired(tuple(fault.path for fault in faults), len(wrong), tuple(sorted(changed)))
+
+
+def _masking(stack: Stack, missing: Sequence[str]) -> Stack:
+    """A stack that masks what was masked when the cube was made, and nothing else that may be gone by now."""
+    assert isinstance(stack.read, Archive)
+    return replace(stack, read=replace(stack.read, mask=frozenset(missing)))
 
 
 def keyed(request: Request, catalog: str | None, path: Path) -> Request:

@@ -12,7 +12,7 @@ import atexit
 import io
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import copy_context
@@ -59,9 +59,9 @@ Open = Callable[..., AbstractContextManager["DatasetReader"]]  # with options su
 
 @dataclass(frozen=True)
 class Reads:
-    """What the readers of one load share: whether to mask what is gone, what was, and when to end."""
+    """What the readers of one load share: what is masked if it is gone, what was, and when to end."""
 
-    mask: bool
+    mask: Container[str]  # uris
     gone: set[str] = field(default_factory=set)  # uris
     lock: threading.Lock = field(default_factory=threading.Lock)
     stop: threading.Event = field(default_factory=threading.Event)
@@ -84,7 +84,7 @@ class Reads:
         try:
             return self._tried(uri, read)
         except Unreadable as error:
-            if not (error.gone and self.mask):
+            if not (error.gone and uri in self.mask):
                 raise
             with self.lock:
                 self.gone.add(uri)

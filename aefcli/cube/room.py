@@ -51,7 +51,7 @@ def check_room(out: Path, files: int) -> None:
     room, need = blocks * about.f_frsize, files * min(about.f_frsize, _BLOCK)
     if need > room:
         raise NoResources(
-            f"{out} would take {need / 1e9:,.3g} GB or more, and its disk has {room / 1e9:,.3g} GB{left}",
+            f"{out} would take {_size(need)} or more, and its disk has {_size(room)}{left}",
             "ask for a smaller box, a coarser --gsd or less --band, or name another disk with --out",
         )
     names = about.f_files if begun else about.f_favail
@@ -60,6 +60,10 @@ def check_room(out: Path, files: int) -> None:
             f"{out} would be {files:,} files or more, and its disk has room for {names:,}{left and ' more'}",
             "ask for a smaller box, a coarser --gsd or less --band, or name another disk with --out",
         )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:,.3g} GB" if count >= 1e9 else f"{count / 1e6:,.3g} MB"
 
 
 def _disk(out: Path) -> os.statvfs_result:

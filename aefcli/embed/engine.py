@@ -7,7 +7,6 @@ while the next is computed. Who computes a tile, and beside how many others, doe
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
@@ -24,7 +23,7 @@ import torch
 from aefcli import checkpoint, field
 from aefcli.checkpoint import Run
 from aefcli.cube import Cube, Work, cluster, open_cube
-from aefcli.embed.network import Network, Seen, patches, seen, stored
+from aefcli.embed.network import OUT_OF_MEMORY, Network, Seen, patches, seen, stored
 from aefcli.embed.tiling import JOBS, Part, cells, runs
 from aefcli.errors import AefError, BadInput, NoResources
 from aefcli.extent import Period, Tile
@@ -33,7 +32,6 @@ from aefcli.recipe import Embed
 _PATIENCE = 4.0  # seconds
 _turn = threading.Lock()  # at the GPU
 _loading = threading.Lock()
-_OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory")  # as torch says it, on any device
 
 
 class Stopped(Exception):
@@ -79,7 +77,11 @@ def network(run: Run, device: str, sizes: Embed, weights: str) -> Network:
     if (found := checkpoint.identity(run)["weights"]) != weights:
         raise BadInput(f"{run.weights} has changed: its weights are {found}, not {weights}", "put the old file back")
     recipe = run.recipe.model_copy(update={"embed": sizes})
-    return Network(checkpoint.load(run).to(device), recipe, torch.device(device))
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and here == "cpu":
+        raise BadInput(f"a worker has no {device}", "--device auto takes what each has")
+    where = torch.device(here if device == "auto" else device)
+    return Network(checkpoint.load(run).to(where), recipe, where)
 
 
 def compute(job: Job, threads: Executor | None = None, stop: threading.Event | None = None) -> Made:
@@ -218,7 +220,7 @@ def _told(job: Job, threads: Executor | None = None, stop: threading.Event | Non
     except (AefError, OSError) as error:
         return error
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not _OUT_OF_MEMORY.search(str(error)):
+        if isinstance(error, RuntimeError) and not OUT_OF_MEMORY.search(str(error)):
             raise
         return NoResources("out of memory", "give less to --memory, so that less is computed at once")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -22,6 +23,8 @@ from aefcli.sample import in_period, window
 
 _DROPPED = 1 / 3  # of the frames, in each pass for the uncertainty
 _STEPS = 127.5  # of the quantiser
+
+OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory")  # as torch says it, on any device
 
 Read = dict[str, Frames]  # source -> the frames of one place
 
@@ -78,21 +81,23 @@ def directions(
     model: Model, frames: Mapping[str, Frames], periods: Sequence[Period], device: torch.device, dtype: Dtype
 ) -> Tensor:
     """As `encode_patch`, left on the device. Where memory is short there, fewer periods are summarised together."""
-    at_once = AT_ONCE
-    while True:
-        try:
-            with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
-                encoded = model.encode({name: source.to(device) for name, source in frames.items()})
-                valid = torch.tensor([[period.start, period.end] for period in periods], device=device)[None]
-                parts = [model.summarise(encoded, part)[0].float() for part in valid.split(at_once, dim=1)]
-            return torch.cat(parts)
-        except torch.OutOfMemoryError as error:
-            if at_once == 1:
-                size = next(iter(frames.values())).pixels.shape[-1]
-                what = f"a patch of {size} px does not fit into the memory of {device}"
-                raise NoResources(what, "--device cpu, or lower embed.patch by --set") from error
-            at_once //= 2
-            torch.cuda.empty_cache()
+    at_once, encoded = AT_ONCE, None
+    valid = torch.tensor([[period.start, period.end] for period in periods], device=device)[None]
+    with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+        while True:
+            try:
+                encoded = encoded or model.encode({name: source.to(device) for name, source in frames.items()})
+                return torch.cat([model.summarise(encoded, part)[0].float() for part in valid.split(at_once, dim=1)])
+            except RuntimeError as error:
+                if not OUT_OF_MEMORY.search(str(error)):
+                    raise
+                if encoded is None or at_once == 1:  # one patch: what is encoded at once cannot be less
+                    size = next(iter(frames.values())).pixels.shape[-1]
+                    what = f"a patch of {size} px does not fit into the memory of {device}"
+                    other = "--device cpu, or " if device.type != "cpu" else ""
+                    raise NoResources(what, f"{other}lower embed.patch by --set") from error
+                at_once //= 2
+                torch.cuda.empty_cache()
 
 
 def seen(

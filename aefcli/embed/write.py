@@ -44,6 +44,9 @@ class How:
     passes: int = 0  # encodings with frames dropped, for the uncertainty; 0: none is written
     memory: int = 4 << 30  # bytes, for what is read and computed
     seams: bool = True  # encode some places once more at the end, for the seam score
+    worker_device: str = (
+        ""  # of a cluster's workers: auto, cpu or cuda, as each has it; by default that of this process
+    )
     work: Work = default(default_factory=lambda: Work(os.cpu_count() or 1))
 
 
@@ -54,6 +57,7 @@ class Embedded:
     path: Path
     periods: tuple[Period, ...]  # all that the field now holds
     extrapolated: tuple[Period, ...]  # those that hold no frame of the cube
+    beyond: tuple[Period, ...]  # those of which a part lies beyond the cube's period
     tiles: int  # tiles, each once per period
     written: int  # by this call
     adopted: int  # taken from the field that was there
@@ -153,7 +157,7 @@ class Plan:
                 self.run,
                 self.identity["weights"],
                 self.sizes,
-                str(self.device),
+                self.how.worker_device or str(self.device),
                 self.part,
                 tile,
                 self.names,
@@ -186,9 +190,11 @@ class Plan:
     def told(self, stats: Stats, seam: Seam | None) -> Embedded:
         """What embedding it ended with."""
         outside = tuple(period for period in self.periods if not spans.inside(self.cube, self.names, period)[0])
+        whole = self.cube.period
+        beyond = tuple(each for each in self.periods if each.start < whole.start or each.end > whole.end)
         nodata, tiles = stats.nodata / max(1, stats.pixels), len(self.tiles)
         done = stats.written, stats.adopted, nodata, stats.patches
-        return Embedded(self.out, self.periods, outside, tiles, *done, seam)
+        return Embedded(self.out, self.periods, outside, beyond, tiles, *done, seam)
 
     def room(self) -> Room:
         """How much may be computed at once within the memory that is given."""

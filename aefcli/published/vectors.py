@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aefcli import field
+from aefcli import field, ledger
 from aefcli.errors import BadInput, Damaged
 from aefcli.extent import Period, Tile, to_ms
 
@@ -74,7 +74,7 @@ class Vectors:
             raise Damaged(
                 f"{self.path} does not read at rows {tile.top}:{tile.bottom}, columns {tile.left}:{tile.right}: "
                 f"{type(error).__name__} {error}",
-                "fetch or write it again",
+                f"aef repair {self.path} mends it" if ledger.is_recorded(self.path) else "fetch or write it again",
             ) from error
 
     def codes(self, tile: Tile, time_index: int = 0) -> np.ndarray:

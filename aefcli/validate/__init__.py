@@ -21,8 +21,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from aefcli import several
-from aefcli.errors import BadInput
+from aefcli import ledger, several
+from aefcli.errors import BadInput, Damaged
 from aefcli.extent import Period
 from aefcli.validate.check import Check, bad, few, hold, none
 from aefcli.validate.raster import open_file
@@ -67,13 +67,15 @@ def validate(
     """Check a store; `period` is what one describes that does not say it itself.
 
     All blocks are read; with `quick`, a seed, SAMPLE of them. Of a group of fields all are checked, and whether it says
-    what they do. Raises BadInput where `path` is no embedding store.
+    what they do. Raises BadInput where `path` is no embedding store, Damaged where a
+    field of ours has lost the metadata of its root.
     """
     path = Path(path)
     if not path.exists():
         raise BadInput(f"there is no {path}", "name an embedding store")
     if several.is_several(path):
         return _each(path, lambda field: validate(field, quick=quick, workers=workers, progress=progress))
+    ledger.check_root(path)
     found = open_store(path, period) if path.is_dir() else open_file(path, period)
     checks, content, blocks = list(found.metadata(quick is not None)), found.content, (0, 0)
     if content is None:
@@ -95,7 +97,7 @@ def _each(group: Path, check: Callable[[Path], Validated]) -> Validated:
     for field in fields:
         try:
             found = check(field)
-        except BadInput as error:
+        except (BadInput, Damaged) as error:
             checks.append(bad(f"{field.name}: opens", str(error)))
             continue
         checks += [replace(each, name=f"{field.name}: {each.name}") for each in found.checks]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from aefcli import field as fields
+from aefcli import ledger
 from aefcli.validate.check import COLUMNS, ROWS, UNSAID, Check, bad, few, hold, none, ok
-from aefcli.validate.where import affines, crs_of
+from aefcli.validate.where import affines, crs_of, same_crs
 
 if TYPE_CHECKING:
+    from pyproj import CRS
+
     from aefcli.validate.store import Store
 
 _FORMULA = "sign(q)*(|q|/127.5)^2"
@@ -130,11 +134,69 @@ def quantisation(store: Store) -> Iterator[Check]:
         if not method:
             store.notes.append("it does not say how codes become values: they are taken for AEF's")
         return
-    right = _FORMULA in text.replace(" ", "")
+    right = all(_FORMULA in str(each).replace(" ", "") for each in (text, store.attrs.get("quantisation", text)))
     good = right and method.get("method") == "signed_power" and "scale" not in method
+    good = good and method.get("quantized_dtype") == str(store.array.dtype)
     extra = ", with a scale" if "scale" in method else ""
     shown = f"{told}{extra}; the attribute quantisation says {'' if right else repr(text[:60]) + ', to be '}{_FORMULA}"
     yield hold("quantisation", good, shown)
+
+
+def attributes(store: Store) -> Iterator[Check]:
+    """What a field of ours says in more than one place, or in one way alone, as whoever opens it goes by any of it."""
+    if not store.ours:
+        yield none("attributes", "it is another's field")
+        return
+    wrong = [
+        f"{key} {store.attrs.get(key)}, to be {value}"
+        for key, value in {"spatial:dimensions": ["y", "x"], "spatial:transform_type": "affine"}.items()
+        if store.attrs.get(key) != value
+    ]
+    if not str(store.attrs.get("Conventions", "")).startswith("CF-"):
+        wrong.append(f"Conventions {store.attrs.get('Conventions')}, to be CF")
+    if found := crs_of(store.mapping, ("crs_wkt", "spatial_ref")):
+        wrong += _mapped_otherwise(store, found[1])
+    wrong += _made_otherwise(store)
+    yield hold("attributes", not wrong, few(wrong) if wrong else "agree with each other")
+
+
+def _mapped_otherwise(store: Store, crs: CRS) -> Iterator[str]:
+    """Where parameters of the grid mapping, or what x and y say of themselves, are not those of its CRS."""
+    for key, value in crs.to_cf().items():
+        said = store.mapping.get(key)
+        if isinstance(value, float | int) and not (said is not None and math.isclose(float(said), value, rel_tol=1e-9)):
+            yield f"{key} of the grid mapping {said}, by its CRS {value}"
+    again = crs_of(store.mapping, ("spatial_ref",))
+    if again and not same_crs(crs, again[1]):
+        yield f"spatial_ref of the grid mapping is {again[1].name}, crs_wkt {crs.name}"
+    for axis in crs.cs_to_cf():
+        name = str(axis["axis"]).lower()
+        line = store.part(name)
+        said = {} if line is None else dict(line.attrs)
+        yield from (
+            f"{key} of {name} {said.get(key)}, by its CRS {axis[key]}"
+            for key in ("standard_name", "units")
+            if line is not None and said.get(key) != axis[key]
+        )
+
+
+def _made_otherwise(store: Store) -> Iterator[str]:
+    """Where the field's key, periods, model or sources are not those of the request that it says it was made by."""
+    seen = {name.removeprefix("observations_") for name in store.root.array_keys() if name.startswith("observations_")}
+    if (told := store.attrs.get("geoemb:source_data")) is not None and set(told) != seen:
+        yield f"geoemb:source_data {told}, observations are of {sorted(seen)}"
+    request = store.attrs.get("aef:request")
+    if not isinstance(request, Mapping):
+        return
+    if store.attrs.get("aef:key") != ledger.digest(request):
+        yield "aef:key is not that of aef:request"
+    if "model" in request and store.attrs.get("aef:model") != request["model"]:
+        yield f"aef:model {store.attrs.get('aef:model')}, in aef:request {request['model']}"
+    bounds = store.part("time_bnds")
+    if "periods" in request and bounds is not None:
+        held = [[int(instant) for instant in pair] for pair in np.asarray(bounds[...]).tolist()]
+        if [list(each[:2]) for each in request["periods"]] != held:
+            yield f"aef:request has {len(request['periods'])} periods, which are not the {len(held)} of time_bnds"
 
 
 def conventions(store: Store) -> Iterator[Check]:

@@ -142,6 +142,7 @@ class Store:
             "labels": stated.labels,
             "type and nodata": stated.numbers,
             "quantisation": stated.quantisation,
+            "attributes": stated.attributes,
             "conventions": stated.conventions,
             "geoemb": stated.geoemb,
             "metadata": files.consolidated,

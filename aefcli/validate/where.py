@@ -30,7 +30,7 @@ def crs(store: Store) -> Iterator[Check]:
         yield bad("CRS", "neither a CF grid mapping nor proj:code, proj:wkt2 or proj:projjson")
         return
     (first, known), *others = found
-    odd = next(((key, other) for key, other in others if not _same(known, other)), None)
+    odd = next(((key, other) for key, other in others if not same_crs(known, other)), None)
     if odd:
         yield bad("CRS", f"{first} is {known.name}, {odd[0]} {odd[1].name}")
     elif store.ours and not (others and cf):
@@ -39,7 +39,7 @@ def crs(store: Store) -> Iterator[Check]:
         yield ok("CRS", f"{known.name}, by {', '.join(key for key, _ in found)}")
 
 
-def _same(one: CRS, other: CRS) -> bool:
+def same_crs(one: CRS, other: CRS) -> bool:
     """As rasters mean it: the order of the axes and the wording do not count."""
     code = one.to_authority()
     return bool(one.equals(other, ignore_axis_order=True)) or (code is not None and code == other.to_authority())
