@@ -118,13 +118,12 @@ def decode(values: np.ndarray, axis: int = -1, *, codes: bool) -> np.ndarray:
     """
     if values.dtype == np.int8:
         return dequantise(values, axis)
-    there = values[~np.isnan(values)]
-    whole = bool((there == np.rint(there)).all())
+    there = values[np.isfinite(values)]
     if codes:
-        if not whole:
+        if (there != np.rint(there)).any():
             raise BadInput("the codes of the embeddings were averaged", "decode first: means of codes mean nothing")
         return dequantise(np.where(np.isnan(values), NODATA, values).astype(np.int8), axis)
-    if whole and np.abs(there).max(initial=0) > 1:
+    if np.abs(there).max(initial=0) > 1 and (there == np.rint(there)).all():
         raise BadInput("the embeddings are codes whose attributes are gone", "keep attributes, or decode first")
     vectors = values.astype(np.float32)
     length = np.sqrt(np.square(vectors).sum(axis=axis, keepdims=True))

@@ -255,25 +255,14 @@ def embed(
     from aefcli.embed import embed as write
     from aefcli.several import check_alone
 
-    run, where = (
-        checkpoint.open_run(model) if model else checkpoint.newest_run(),
-        device_of("auto" if dask and device.startswith("cuda") else device),
-    )
+    run = checkpoint.open_run(model) if model else checkpoint.newest_run()
+    where = device_of("auto" if dask and device.startswith("cuda") else device)  # a cluster has its own
     opened = [open_cube(path) for path in cubes or ()]
     outline = None
     if area is not None:
         box, outline = _polygon(area)
     sizes, work = _sizes(run, set_), Work(workers or cores(), dask)
-    how = How(
-        sizes,
-        box,
-        outline,
-        dtype=dtype,
-        passes=uncertainty,
-        memory=room,
-        worker_device=device if dask else "",
-        work=work,
-    )
+    how = How(sizes, box, outline, dtype, uncertainty, room, worker_device=device if dask else "", work=work)
     notes, more = warned(run, asked=model is not None), dict[str, Any]()
     options: dict[str, Any] = {"device": where, "how": how, "overwrite": overwrite}
     if len(opened) > 1:
@@ -332,9 +321,8 @@ def _embedded(done: Embedded, first: dict[str, Any], more: dict[str, Any], data:
     beyond = [period for period in done.beyond if period not in done.extrapolated]
     note(*(f"{period} reaches beyond {data}: what lies there is extrapolated" for period in beyond))
     note(f"model {first['model']}, {counted(len(done.periods), 'period')}" if done.written else "already complete")
-    note(
-        *([str(done.seam) if done.seam else "no two patches meet where there is data: no seam"] if done.written else [])
-    )
+    if done.written:
+        note(str(done.seam or "no two patches meet where there is data: no seam"))
     figures = {
         **first,
         "periods": [str(each) for each in done.periods],

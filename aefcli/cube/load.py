@@ -29,7 +29,7 @@ class Loading:
     """How assets are loaded. Threads are best kept for many of them: each opens PROJ's database for itself."""
 
     loader: str = "odc"  # or stackstac
-    mask: bool | Container[str] = False  # take an asset that is not there, or is one of these, for nodata: no error
+    mask: bool | Container[str] = False  # what is nodata if it is not there: nothing, all, or these "item/asset"
     pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4))  # a window read by each thread
 
 
@@ -67,8 +67,10 @@ def load(
     for item in (item for items in layers for item in items):
         names.setdefault(item.assets[key].href, []).append(item.id)
     mask = loading.mask
-    masked = mask if not isinstance(mask, bool) else [f"{item.id}/{key}" for items in layers for item in items] * mask
-    reads = Reads({uri for uri, ids in names.items() if any(f"{name}/{key}" in masked for name in ids)})
+    allowed = {
+        uri for uri, ids in names.items() if mask is True or (mask and any(f"{id_}/{key}" in mask for id_ in ids))
+    }
+    reads = Reads(allowed)
     try:
         found = loaders[loading.loader](_Layers(layers, key, dtype, nodata, how, grid), reads, loading.pool)
     except Unreadable as error:

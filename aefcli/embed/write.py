@@ -44,9 +44,7 @@ class How:
     passes: int = 0  # encodings with frames dropped, for the uncertainty; 0: none is written
     memory: int = 4 << 30  # bytes, for what is read and computed
     seams: bool = True  # encode some places once more at the end, for the seam score
-    worker_device: str = (
-        ""  # of a cluster's workers: auto, cpu or cuda, as each has it; by default that of this process
-    )
+    worker_device: str = ""  # of a cluster's workers: auto is what each has; by default that of this process
     work: Work = default(default_factory=lambda: Work(os.cpu_count() or 1))
 
 
