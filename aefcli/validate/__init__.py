@@ -67,8 +67,8 @@ def validate(
     """Check a store; `period` is what one describes that does not say it itself.
 
     All blocks are read; with `quick`, a seed, SAMPLE of them. Of a group of fields all are checked, and whether it says
-    what they do. Raises BadInput where `path` is no embedding store, Damaged where a
-    field of ours has lost the metadata of its root.
+    what they do. Raises BadInput where `path` is no embedding store, Damaged where a field of ours has lost the
+    metadata of its root.
     """
     path = Path(path)
     if not path.exists():
