@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing.pool import ThreadPool
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -111,18 +112,18 @@ class Build:
         close(self.store)
         if rest is None:
             known = {name for line in self._lines.values() for name in line["files"]}
-            found = (self._within(path) for path in self.store.rglob("*") if path.is_file())
-            rest = [name for name in found if name not in known]
+            here = (f"{folder}{os.sep}{name}" for folder, _, names in os.walk(self.store) for name in names)
+            rest = [name for name in map(self._within, here) if name not in known]
         self._append({"finished": self.key, "files": self._flushed(self.store / name for name in rest)})
         self.complete = True
 
     def _flushed(self, files: Iterable[Path]) -> dict[str, str]:
         """Hashes of files by their names, once they are on disk."""
         paths = list(files)
-        with ThreadPoolExecutor(_FLUSHERS) as pool:
+        with ThreadPool(_FLUSHERS) as pool:  # which hands files out by the dozen, not each as a future
             return dict(zip(map(self._within, paths), pool.map(_flush_and_hash, paths), strict=True))
 
-    def _within(self, path: Path) -> str:
+    def _within(self, path: str | Path) -> str:
         """The name of a file of the store, as text: paths of some hundred files take a while to be compared."""
         name, home = os.fspath(path), f"{self.store}{os.sep}"
         assert name.startswith(home), "a file of another store"
