@@ -96,22 +96,23 @@ def run(folder: Path, size: Size, repeats: int, latency: float = 0) -> Result:
     (folder / "archive").mkdir()
     write_archive(folder / "archive", size)
     with server(folder / "archive", latency) as url:
-        runs: dict[str, list[Run]] = {kind: [] for kind in KINDS}
-        for turn in range(repeats):
-            for kind in KINDS:
-                runs[kind].append(apart(kind, url, size.box, size.dates, folder / f"{kind}-{turn}"))
-        areas = {
-            name: apart("ours", url, box, size.few, folder / name)
-            for name, box in (("1x", size.eighth), ("8x", size.large))
+        asked = {
+            **{kind: (kind, size.box, size.dates) for kind in KINDS},
+            "1x": ("ours", size.eighth, size.few),
+            "8x": ("ours", size.large, size.few),
         }
-    middle = {kind: middling(each) for kind, each in runs.items()} | areas
+        runs: dict[str, list[Run]] = {name: [] for name in asked}
+        for turn in range(repeats):
+            for name, (kind, box, dates) in asked.items():
+                runs[name].append(apart(kind, url, box, dates, folder / f"{name}-{turn}"))
+    middle = {name: middling(each) for name, each in runs.items()}
     correct = {"ours": Check(differing(folder / "ours-0", folder / "odc-0"), 0)}
     ours = middle["ours"]
     ratios = {
         "time": ours.seconds / middle["odc"].seconds,
         "memory": ours.peak / middle["odc"].peak,
         "rasterio": ours.seconds / middle["rasterio"].seconds,
-        "area": areas["8x"].peak / areas["1x"].peak,
+        "area": middle["8x"].peak / middle["1x"].peak,
     }
     rows = [(kind, *each.cells(), kind if kind in correct else "") for kind, each in middle.items()]
     title = f"{size.dates} dates x 2 tiles, 6 assets, box of {size.box[0]} px, {1000 * latency:g} ms to an answer"

@@ -415,6 +415,7 @@ def write_slab(store: Path, stack: Stack, when: slice, tile: Tile, threads: int)
         # A band that none of these frames has is written all the same.
         running += [file for name, values in left.items() for file in put(name, values)]
         files += [file.result() for file in running]
+    give_back_memory()
     return files, tuple(sorted(missing))
 
 
