@@ -237,13 +237,18 @@ def test_bad_input_gets_one_line_and_exit_2_and_makes_nothing(
         ("1 / 0", 1, "ZeroDivisionError"),
         ("signal.raise_signal(signal.SIGINT)", 130, "SIGINT"),
         ("signal.raise_signal(signal.SIGTERM)", 143, "SIGTERM"),
+        ("\n try: signal.raise_signal(signal.SIGINT)\n except BaseException: time.sleep(60)", 130, "SIGINT"),
+        ("\n try: signal.raise_signal(signal.SIGTERM)\n finally: 1 / 0", 143, "SIGTERM"),
+        ("\n try: signal.raise_signal(signal.SIGTERM)\n finally: signal.raise_signal(signal.SIGINT)", 130, "SIGINT"),
     ],
+    ids=["a fault", "Ctrl-C", "SIGTERM", "Ctrl-C that is swallowed", "SIGTERM that breaks what it meets", "both"],
 )
 def test_an_end_that_is_nobodys_mistake_has_its_document_too(end: str, code: int, says: str) -> None:
     probe = (
-        "import signal, sys; sys.argv = ['aef', 'end', '--json']\n"
+        "import signal, sys, time; sys.argv = ['aef', 'end', '--json']\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it\n"
         "from aefcli import cli\n"
+        "cli.app._GRACE = 0.1\n"
         "@cli.app.app.command()\n"
         f"def end(json_: cli.app.Json = False) -> None: {end}\n"
         "cli.main()"

@@ -119,6 +119,7 @@ def _path(name: str, value: Any) -> Any:
     return found
 
 
+_GRACE = 5.0  # seconds that a command has to close what is open, once a signal came
 _NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_LEAVE = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -323,14 +324,45 @@ def _fault(kind: type[BaseException], error: BaseException, trace: TracebackType
 
 
 def _leave(code: int) -> NoReturn:
-    """Out at once: threads may be waiting for a slow archive, and every store can be gone on with."""
+    """Out at once, by a signal: threads may wait for a slow archive, and every store can be gone on with."""
+    ended = f"ended by {signal.Signals(code - 128).name}"
+    hint = f"run the same command {'with --resume' if 'train' in sys.argv[1:2] else 'again'}"
+    print(f"aef: {ended} ({hint})", file=sys.stderr)
+    _document(code, ended, hint)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-def _terminated(number: int, frame: object) -> NoReturn:
-    raise SystemExit(128 + number)
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM raise, so that what is open is closed.
+
+    Python drops what is raised in a callback, and libraries catch much: then the command is ended some seconds later.
+    What else comes of it, such as a second Ctrl-C while files are closed, is no fault of ours.
+    """
+    came: list[int] = []
+
+    def ended(number: int, frame: object) -> None:
+        came.append(number)
+        signal.signal(signal.SIGALRM, lambda *_: _leave(128 + number))
+        signal.setitimer(signal.ITIMER_REAL, _GRACE)
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if before[number] != signal.SIG_IGN:  # as Ctrl-C is for a shell's background jobs
+                signal.signal(number, ended)
+        yield
+    except BaseException:
+        if came:
+            _leave(128 + came[0])
+        raise
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @app.callback(invoke_without_command=True)
@@ -349,9 +381,6 @@ def _root(
 
 def main() -> NoReturn:
     """The entry point: runs a command, prints its result, and turns errors into one line and an exit code."""
-    # ClickException, the ancestor of every usage error: typer carries a click of its own.
-    usage = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[2])
-    signal.signal(signal.SIGTERM, _terminated)
     sys.excepthook = _fault
     # Threads that wait without spinning: beside two busy processes on two cores a training step took 1.9 s so and
     # 3.3 s otherwise; on an idle machine 1.08 s against 0.96 s.
@@ -360,6 +389,16 @@ def main() -> NoReturn:
     groups = (group.typer_instance for group in app.registered_groups)
     for command in [each for one in (app, *groups) if one for each in one.registered_commands]:
         command.cls = _Command
+    with _signals():
+        code = _run()
+    sys.stdout.flush()
+    raise SystemExit(code)
+
+
+def _run() -> int:
+    """Run the command that was asked for; the exit code."""
+    # ClickException, the ancestor of every usage error: typer carries a click of its own.
+    usage = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[2])
     try:
         result = typer.main.get_command(app)(standalone_mode=False)
         code = _show(result) if isinstance(result, Result) else result if isinstance(result, int) else 0
@@ -380,10 +419,5 @@ def main() -> NoReturn:
             raise
         code = _fail(told)
     if code > 128:  # Typer, too, makes 130 of Ctrl-C
-        ended = f"ended by {signal.Signals(code - 128).name}"
-        hint = f"run the same command {'with --resume' if 'train' in sys.argv[1:2] else 'again'}"
-        print(f"aef: {ended} ({hint})", file=sys.stderr)
-        _document(code, ended, hint)
         _leave(code)
-    sys.stdout.flush()
-    raise SystemExit(code)
+    return code
