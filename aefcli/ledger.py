@@ -28,7 +28,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing.pool import ThreadPool
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -120,8 +119,12 @@ class Build:
     def _flushed(self, files: Iterable[Path]) -> dict[str, str]:
         """Hashes of files by their names, once they are on disk."""
         paths = list(files)
-        with ThreadPool(_FLUSHERS) as pool:  # which hands files out by the dozen, not each as a future
-            return dict(zip(map(self._within, paths), pool.map(_flush_and_hash, paths), strict=True))
+
+        def share(first: int) -> dict[str, str]:
+            return {self._within(path): _flush_and_hash(path) for path in paths[first::_FLUSHERS]}
+
+        with ThreadPoolExecutor(_FLUSHERS) as pool:  # a future for each file takes as long as its hash
+            return {name: found for some in pool.map(share, range(_FLUSHERS)) for name, found in some.items()}
 
     def _within(self, path: str | Path) -> str:
         """The name of a file of the store, as text: paths of some hundred files take a while to be compared."""
