@@ -341,7 +341,7 @@ def _signals() -> Iterator[None]:
     Python drops what is raised in a callback, and libraries catch much: then the command is ended some seconds later.
     What else comes of it, such as a second Ctrl-C while files are closed, is no fault of ours.
     """
-    came: list[int] = []
+    came, broken = list[int](), True
 
     def ended(number: int, frame: object) -> None:
         came.append(number)
@@ -355,11 +355,10 @@ def _signals() -> Iterator[None]:
             if before[number] != signal.SIG_IGN:  # as Ctrl-C is for a shell's background jobs
                 signal.signal(number, ended)
         yield
-    except BaseException:
-        if came:
-            _leave(128 + came[0])
-        raise
+        broken = False
     finally:
+        if came and broken:
+            _leave(128 + came[0])
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
