@@ -18,7 +18,7 @@ import psutil
 import pytest
 import torch
 from test_embed import untrained_run
-from toys import YEAR, made_up_cube
+from toys import YEAR, made_up_cube, workers
 
 from aefcli import embed, field, ledger
 from aefcli.checkpoint import Run
@@ -120,14 +120,13 @@ def test_killed_at_fifty_random_moments_and_resumed(
 @pytest.mark.slow
 def test_workers_of_a_cluster_killed_eight_times(cube: Cube, run: Run, whole: dict[str, bytes], tmp_path: Path) -> None:
     """The program kills a worker of its own cluster each time a tile is done, eight times; nannies start new ones."""
-    killed, me = [], psutil.Process()
+    killed: list[int] = []
 
     def one_less(done: int, total: int) -> None:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            workers = [child for child in me.children(recursive=True) if not child.children()]
-            if len(killed) < 8 and workers:
-                killed.append(workers[-1].pid)
-                workers[-1].kill()
+        if len(killed) < 8 and (running := workers()):
+            killed.append(running[-1].pid)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                running[-1].kill()
 
     how = How(work=Work(1, dask="2"))
     embed.embed(cube, run, PERIODS, tmp_path / "e.zarr", device=CPU, how=how, progress=one_less)

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 from archives import TOY_BOX, Toy, toy_request
+from toys import workers
 
 import aefcli.cube.write as writing
 from aefcli import ledger
@@ -136,15 +137,13 @@ def test_any_number_of_threads_makes_the_same(toy: Toy, whole: dict[str, bytes],
 @pytest.mark.slow
 def test_workers_of_a_cluster_killed_eight_times(toy: Toy, whole: dict[str, bytes], tmp_path: Path) -> None:
     """The program kills a worker of its own cluster each time a unit is done, eight times; nannies start new ones."""
-    killed, me = [], psutil.Process()
+    killed: list[int] = []
 
     def one_less(done: int, total: int) -> None:
-        workers = [child for child in me.children(recursive=True) if not child.children() and "spawn" in str(child)]
-        workers = workers or [child for child in me.children(recursive=True) if not child.children()]
-        if len(killed) < 8 and workers:
-            killed.append(workers[-1].pid)
+        if len(killed) < 8 and (running := workers()):
+            killed.append(running[-1].pid)
             with contextlib.suppress(psutil.NoSuchProcess):
-                workers[-1].kill()
+                running[-1].kill()
 
     fetch(toy_request(toy), tmp_path / "c.zarr", work=Work(1, dask="2"), progress=one_less)
     assert len(killed) == 8

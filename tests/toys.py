@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 
 from aefcli import recipe, sample
@@ -131,3 +133,13 @@ def sub_pixel_share(field: torch.Tensor) -> float:
     cells = field.unflatten(-1, (-1, 2)).unflatten(2, (-1, 2))  # b d y 2 x 2
     phase = cells.mean(dim=(0, 2, 4)).var(dim=(1, 2), unbiased=False).sum()
     return (phase / field.var(dim=(0, 2, 3), unbiased=False).sum()).item()
+
+
+def workers() -> list[psutil.Process]:
+    """The workers of a cluster of this process. multiprocessing's keeper of semaphores is a child as well."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            if "--multiprocessing-fork" in child.cmdline():
+                found.append(child)
+    return found
