@@ -248,7 +248,7 @@ def test_an_end_that_is_nobodys_mistake_has_its_document_too(end: str, code: int
         "import signal, sys, time; sys.argv = ['aef', 'end', '--json']\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it\n"
         "from aefcli import cli\n"
-        "cli.app._GRACE = 0.1\n"
+        "cli.signals.GRACE = 0.1\n"
         "@cli.app.app.command()\n"
         f"def end(json_: cli.app.Json = False) -> None: {end}\n"
         "cli.main()"
@@ -259,6 +259,44 @@ def test_an_end_that_is_nobodys_mistake_has_its_document_too(end: str, code: int
     assert document["error"]["code"] == code
     assert says in document["error"]["what"]
     assert ("Traceback" in ran.stderr) == (code == 1)
+
+
+def test_a_signal_that_meets_a_wait_without_an_end_closes_what_is_open() -> None:
+    """As when it comes just before the wait: Python's handler is due, and the main thread is not there to run it."""
+    probe = (
+        "import os, signal, sys, threading; sys.argv = ['aef', 'end']\n"
+        "from aefcli import cli\n"
+        "cli.signals.GRACE = 60\n"
+        "@cli.app.app.command()\n"
+        "def end() -> None:\n"
+        "    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})\n"  # so that another thread is given it
+        "    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"
+        "    try: threading.Event().wait()\n"
+        "    finally: print('closed')\n"
+        "cli.main()"
+    )
+    ran = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=40)
+    assert (ran.returncode, ran.stdout) == (143, "closed\n")
+
+
+def test_a_child_that_is_ended_does_not_end_its_parent() -> None:
+    probe = (
+        "import os, signal, sys, time; sys.argv = ['aef', 'end']\n"
+        "from aefcli import cli\n"
+        "cli.signals.GRACE = 0\n"
+        "@cli.app.app.command()\n"
+        "def end() -> None:\n"
+        "    child = os.fork()\n"
+        "    if not child: time.sleep(60)\n"
+        "    time.sleep(0.5)\n"  # Python forgets what comes while it sets a child up
+        "    os.kill(child, signal.SIGTERM)\n"
+        "    os.waitpid(child, 0)\n"
+        "    time.sleep(1)\n"
+        "    print('done')\n"
+        "cli.main()"
+    )
+    ran = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=40)
+    assert (ran.returncode, ran.stdout) == (0, "done\n")
 
 
 # --- -q and --json ----------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 import typer
 import typer.core
 
+from aefcli.cli import signals
 from aefcli.errors import AefError, BadInput, NoResources, unknown
 
 if TYPE_CHECKING:
@@ -119,7 +120,6 @@ def _path(name: str, value: Any) -> Any:
     return found
 
 
-_GRACE = 5.0  # seconds that a command has to close what is open, once a signal came
 _NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_LEAVE = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -229,29 +229,6 @@ def warned(run: Run | None, asked: bool = True) -> list[str]:
 
 
 @contextmanager
-def stopping(seconds: float = 8.0) -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C or SIGTERM came. What asks has some seconds to come to an end; then it is ended where it is."""
-    came: list[int] = []
-
-    def ended(number: int, frame: object) -> None:
-        if number == signal.SIGALRM or came:
-            raise SystemExit(128 + (came[0] if came else number))
-        came.append(number)
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
-    before = [signal.signal(number, ended) for number in numbers]
-    try:
-        yield lambda: bool(came)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
-    if came:
-        raise SystemExit(128 + came[0])
-
-
-@contextmanager
 def bar(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar with an ETA on stderr when it is a terminal; silent otherwise."""
     if _quiet() or not sys.stderr.isatty():
@@ -334,36 +311,6 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-@contextmanager
-def _signals() -> Iterator[None]:
-    """Ctrl-C and SIGTERM raise, so that what is open is closed.
-
-    Python drops what is raised in a callback, and libraries catch much: then the command is ended some seconds later.
-    What else comes of it, such as a second Ctrl-C while files are closed, is no fault of ours.
-    """
-    came, broken = list[int](), True
-
-    def ended(number: int, frame: object) -> None:
-        came.append(number)
-        signal.signal(signal.SIGALRM, lambda *_: _leave(128 + number))
-        signal.setitimer(signal.ITIMER_REAL, _GRACE)
-        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if before[number] != signal.SIG_IGN:  # as Ctrl-C is for a shell's background jobs
-                signal.signal(number, ended)
-        yield
-        broken = False
-    finally:
-        if came and broken:
-            _leave(128 + came[0])
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 @app.callback(invoke_without_command=True)
 def _root(
     context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
@@ -388,7 +335,7 @@ def main() -> NoReturn:
     groups = (group.typer_instance for group in app.registered_groups)
     for command in [each for one in (app, *groups) if one for each in one.registered_commands]:
         command.cls = _Command
-    with _signals():
+    with signals.closing(_leave):
         code = _run()
     sys.stdout.flush()
     raise SystemExit(code)

@@ -29,9 +29,9 @@ from aefcli.cli.app import (
     on_disk,
     one_of,
     size_of,
-    stopping,
     warned,
 )
+from aefcli.cli.signals import stopping
 from aefcli.errors import BadInput, counted
 from aefcli.extent import BBox, Period
 

@@ -33,7 +33,6 @@ COLLECTION = "aef:collection"  # attribute of a group
 CHUNK = (32, 128, 128)  # frames, rows, columns: training reads patches through all time
 SLAB = 1024  # side of a unit of work: whole chunks. Blocks of 512 px off the cube's grid are read 2.7 times at 512
 
-_GLANCE = 1.0  # seconds that units are waited for at a time: a signal that comes just before a wait is seen to after it
 _PACKERS = 2  # threads that pack chunks: one beside the readers, two when they are done
 
 Progress = Callable[[int, int], None]
@@ -178,8 +177,7 @@ def made(
             start()
             while running:
                 ready = [
-                    (running.pop(done), *done.result())
-                    for done in wait(running, timeout=_GLANCE, return_when=FIRST_COMPLETED).done
+                    (running.pop(done), *done.result()) for done in wait(running, return_when=FIRST_COMPLETED).done
                 ]
                 start()  # so that the next is made while these are hashed
                 yield from ready

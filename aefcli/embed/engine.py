@@ -30,7 +30,6 @@ from aefcli.extent import Period, Tile
 from aefcli.recipe import Embed
 
 _PATIENCE = 4.0  # seconds
-_GLANCE = 1.0  # seconds
 _turn = threading.Lock()  # at the GPU
 _loading = threading.Lock()
 
@@ -202,8 +201,7 @@ def computed(jobs: Sequence[Job], work: Work) -> Generator[tuple[Job, Made], Non
                 running |= {submit(job): job for job in islice(todo, at_once - len(running))}
                 if not running:
                     return
-                # Not for long at a time: a signal that comes just before a wait is seen to after it.
-                for done in wait(running, timeout=_GLANCE, return_when=FIRST_COMPLETED).done:
+                for done in wait(running, return_when=FIRST_COMPLETED).done:
                     job, made = running.pop(done), done.result()
                     if isinstance(made, Exception):
                         raise made
