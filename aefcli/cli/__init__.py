@@ -1,6 +1,7 @@
 """The command line: parse, call, print.
 
     app       what all commands share: the Typer app, common options, printing, errors and exit codes
+    signals   Ctrl-C and SIGTERM: how a command comes to its end, and by when
     cubes     simulate, fetch, attach, verify, repair
     samples   samples
     models    text, train, embed
