@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from textwrap import indent
 
 import geopandas
 import numpy as np
@@ -231,29 +232,35 @@ def test_bad_input_gets_one_line_and_exit_2_and_makes_nothing(
     assert sorted(stage.rglob("*")) == before
 
 
+def ended(body: str, grace: float, *words: str) -> subprocess.CompletedProcess[str]:
+    """What comes of a command `aef end` that does what `body` says, in a process of its own."""
+    probe = (
+        "import os, signal, sys, threading, time; sys.argv[0] = 'aef'\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it\n"
+        "from aefcli import cli\n"
+        f"cli.signals.GRACE = {grace}\n"
+        "@cli.app.app.command()\n"
+        f"def end(json_: cli.app.Json = False) -> None:\n{indent(body, '    ')}\n"
+        "cli.main()"
+    )
+    line = [sys.executable, "-c", probe, "end", *words]
+    return subprocess.run(line, capture_output=True, text=True, timeout=40)
+
+
 @pytest.mark.parametrize(
-    ("end", "code", "says"),
+    ("body", "code", "says"),
     [
         ("1 / 0", 1, "ZeroDivisionError"),
         ("signal.raise_signal(signal.SIGINT)", 130, "SIGINT"),
         ("signal.raise_signal(signal.SIGTERM)", 143, "SIGTERM"),
-        ("\n try: signal.raise_signal(signal.SIGINT)\n except BaseException: time.sleep(60)", 130, "SIGINT"),
-        ("\n try: signal.raise_signal(signal.SIGTERM)\n finally: 1 / 0", 143, "SIGTERM"),
-        ("\n try: signal.raise_signal(signal.SIGTERM)\n finally: signal.raise_signal(signal.SIGINT)", 130, "SIGINT"),
+        ("try: signal.raise_signal(signal.SIGINT)\nexcept BaseException: time.sleep(60)", 130, "SIGINT"),
+        ("try: signal.raise_signal(signal.SIGTERM)\nfinally: 1 / 0", 143, "SIGTERM"),
+        ("try: signal.raise_signal(signal.SIGTERM)\nfinally: signal.raise_signal(signal.SIGINT)", 130, "SIGINT"),
     ],
     ids=["a fault", "Ctrl-C", "SIGTERM", "Ctrl-C that is swallowed", "SIGTERM that breaks what it meets", "both"],
 )
-def test_an_end_that_is_nobodys_mistake_has_its_document_too(end: str, code: int, says: str) -> None:
-    probe = (
-        "import signal, sys, time; sys.argv = ['aef', 'end', '--json']\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it\n"
-        "from aefcli import cli\n"
-        "cli.signals.GRACE = 0.1\n"
-        "@cli.app.app.command()\n"
-        f"def end(json_: cli.app.Json = False) -> None: {end}\n"
-        "cli.main()"
-    )
-    ran = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
+def test_an_end_that_is_nobodys_mistake_has_its_document_too(body: str, code: int, says: str) -> None:
+    ran = ended(body, 0.1, "--json")
     document = json.loads(ran.stdout)
     assert (ran.returncode, document["command"], document["status"]) == (code, "end", "error")
     assert document["error"]["code"] == code
@@ -263,39 +270,27 @@ def test_an_end_that_is_nobodys_mistake_has_its_document_too(end: str, code: int
 
 def test_a_signal_that_meets_a_wait_without_an_end_closes_what_is_open() -> None:
     """As when it comes just before the wait: Python's handler is due, and the main thread is not there to run it."""
-    probe = (
-        "import os, signal, sys, threading; sys.argv = ['aef', 'end']\n"
-        "from aefcli import cli\n"
-        "cli.signals.GRACE = 60\n"
-        "@cli.app.app.command()\n"
-        "def end() -> None:\n"
-        "    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})\n"  # so that another thread is given it
-        "    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"
-        "    try: threading.Event().wait()\n"
-        "    finally: print('closed')\n"
-        "cli.main()"
+    body = (
+        "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # so that another thread is given it\n"
+        "threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"
+        "try: threading.Event().wait()\n"
+        "finally: print('closed')"
     )
-    ran = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=40)
+    ran = ended(body, 60)
     assert (ran.returncode, ran.stdout) == (143, "closed\n")
 
 
 def test_a_child_that_is_ended_does_not_end_its_parent() -> None:
-    probe = (
-        "import os, signal, sys, time; sys.argv = ['aef', 'end']\n"
-        "from aefcli import cli\n"
-        "cli.signals.GRACE = 0\n"
-        "@cli.app.app.command()\n"
-        "def end() -> None:\n"
-        "    child = os.fork()\n"
-        "    if not child: time.sleep(60)\n"
-        "    time.sleep(0.5)\n"  # Python forgets what comes while it sets a child up
-        "    os.kill(child, signal.SIGTERM)\n"
-        "    os.waitpid(child, 0)\n"
-        "    time.sleep(1)\n"
-        "    print('done')\n"
-        "cli.main()"
+    body = (
+        "child = os.fork()\n"
+        "if not child: time.sleep(60)\n"
+        "time.sleep(0.5)  # Python forgets what comes while it sets a child up\n"
+        "os.kill(child, signal.SIGTERM)\n"
+        "os.waitpid(child, 0)\n"
+        "time.sleep(1)\n"
+        "print('done')"
     )
-    ran = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=40)
+    ran = ended(body, 0)
     assert (ran.returncode, ran.stdout) == (0, "done\n")
 
 

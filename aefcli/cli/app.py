@@ -335,7 +335,7 @@ def main() -> NoReturn:
     groups = (group.typer_instance for group in app.registered_groups)
     for command in [each for one in (app, *groups) if one for each in one.registered_commands]:
         command.cls = _Command
-    with signals.closing(_leave):
+    with signals.ending(_leave):
         code = _run()
     sys.stdout.flush()
     raise SystemExit(code)

@@ -20,13 +20,12 @@ GRACE = 8.0  # seconds that a command has to close what is open, once a signal c
 
 _SHAKE = 0.1  # seconds
 _ENDS = (signal.SIGINT, signal.SIGTERM)
-_Handler = Callable[[int, object], None]
 
 os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # what ends a child does not end its parent
 
 
 @contextmanager
-def closing(leave: Callable[[int], NoReturn]) -> Iterator[None]:
+def ending(leave: Callable[[int], NoReturn]) -> Iterator[None]:
     """A signal raises, so that what is open is closed; then, or GRACE later, `leave` is given the exit code.
 
     What else comes of a signal, such as a second one while files are closed, is no fault of ours.
@@ -63,7 +62,7 @@ def stopping() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def _handled(handler: _Handler) -> Iterator[None]:
+def _handled(handler: Callable[[int, object], None]) -> Iterator[None]:
     """What is done on a signal, but for those that are ignored, as Ctrl-C is by a shell's background jobs."""
     before = {number: signal.getsignal(number) for number in _ENDS}
     try:
@@ -80,13 +79,13 @@ def _handled(handler: _Handler) -> Iterator[None]:
 def _watched(leave: Callable[[int], NoReturn]) -> Iterator[None]:
     """The thread that hears of signals. It is told of them by the system, through a pipe, whatever Python does."""
     main, over = threading.get_ident(), threading.Event()
-    ear, mouth = os.pipe()
-    os.set_blocking(mouth, False)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
 
     def watch() -> None:
         number = 0
         while number not in _ENDS:
-            number = os.read(ear, 1)[0]
+            number = os.read(reader, 1)[0]
             if over.is_set():
                 return
         until = monotonic() + GRACE
@@ -97,15 +96,15 @@ def _watched(leave: Callable[[int], NoReturn]) -> Iterator[None]:
 
     thread = threading.Thread(target=watch, name="signals", daemon=True)
     old = signal.signal(signal.SIGURG, lambda *_: None)  # one that nothing else uses: it only ends waits
-    told = signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
+    told = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     thread.start()
     try:
         yield
     finally:
         over.set()
-        os.write(mouth, b"\0")
+        os.write(writer, b"\0")
         thread.join()
         signal.set_wakeup_fd(told)
         signal.signal(signal.SIGURG, old)
-        os.close(mouth)
-        os.close(ear)
+        os.close(writer)
+        os.close(reader)
