@@ -834,3 +834,12 @@ def test_the_command_writes_the_table_and_says_what_it_holds(aef: Aef, wide: Cub
     assert "│" in out
     assert Path("folder/other.parquet").is_file()
     assert aef("samples", "nowhere.zarr")[0] == 2
+    code, out, err = aef(*words, "--rows")
+    head, *rows = [line for line in out.splitlines() if line.count(",") == 7]
+    assert (code, head) == (0, "cube,site,top,left,side,first,last,split"), err
+    table = Samples.load(Path("samples.parquet"), [wide], plan)
+    assert [line.split(",")[2:4] for line in rows] == [
+        [str(top), str(left)] for top, left in zip(table.top, table.left, strict=True)
+    ]
+    assert {tuple(line.split(",")[4:7]) for line in rows} == {("32", "2023-01-01", "2023-12-31")}
+    assert [line.split(",")[7] for line in rows] == table.split.tolist()

@@ -26,6 +26,7 @@ def samples(
         Path | None, typer.Option("--text", help="Text vectors that aef text made; by default the cubes' own.")
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="The table.")] = Path("samples.parquet"),
+    rows: Annotated[bool, typer.Option("--rows", help="Print its rows, too, as CSV.")] = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> Result:
@@ -49,7 +50,7 @@ def samples(
     figures: dict[str, Any] = {**table.counts(), "cubes": [_about(cube, table) for cube in opened], "recipe": plan.hash}
     if plan.data.validation and not figures["validation"]:
         note(f"too few sites to hold {plan.data.validation:g} of them out: data.site and data.validation say how many")
-    return Result("samples", [out], figures, _lines(figures["cubes"]))
+    return Result("samples", [out], figures, [*(table.csv().splitlines() if rows else ()), *_lines(figures["cubes"])])
 
 
 def _about(cube: Cube, table: Samples) -> dict[str, Any]:

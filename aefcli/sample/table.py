@@ -6,6 +6,8 @@ fixed grid of its cube; validation takes whole sites, and no ground is in both s
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -68,6 +70,16 @@ class Samples:
         """Rows of each split, and sites."""
         train, validation = (int((self.split == split).sum()) for split in ("train", "validation"))
         return {"train": train, "validation": validation, "sites": len(np.unique(self.site))}
+
+    def csv(self) -> str:
+        """The table as text: windows in pixels of their cube, supports with their first and last day."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(("cube", "site", "top", "left", "side", "first", "last", "split"))
+        first, last = ((at // DAY).astype("datetime64[D]") for at in (self.start, self.end - 1))
+        rows = zip(self.cube, self.site, self.top, self.left, self.side, first, last, self.split, strict=True)
+        writer.writerows(rows)
+        return text.getvalue()
 
     def save(self, path: Path) -> Path:
         """Write the table as Parquet, whole or not at all."""
