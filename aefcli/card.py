@@ -38,7 +38,7 @@ _MEASURES = {
 def write(run: Run) -> Path:
     """Write card.md into the run's folder, over one that is there; its path. Raises BadInput if it is no run."""
     recipe = run.recipe
-    data, made = (_read(run.path / name) for name in ("data.json", "environment.json"))
+    data, made = _read(run.data), _read(run.environment)
     log = checkpoint.records(run)
     parts = [
         _head(run, recipe, data, made),
@@ -79,9 +79,11 @@ def _head(run: Run, recipe: Recipe, data: Mapping[str, Any], made: Mapping[str, 
 
 
 def _use(run: Run) -> str:
+    path, here = run.path.resolve(), Path.cwd()
+    model = path.relative_to(here) if path.is_relative_to(here) else path.name
     return (
         "## How to use\n\n"
-        f"    aef embed cube.zarr --period 2024 --model {run.path.resolve().name}\n"
+        f"    aef embed cube.zarr --period 2024 --model {model}\n"
         "    aef eval embeddings.zarr --labels labels.csv\n\n"
         "The cube is one that `aef fetch` made, with at least one of the inputs below, of pixels of the size below. "
         "Vectors are features for probes and searches; vectors of two models do not compare."

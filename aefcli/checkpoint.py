@@ -78,6 +78,10 @@ class Run:
         return self.path / "data.json"
 
     @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
     def recipe(self) -> Recipe:
         file = self.path / "recipe.toml"
         if not file.is_file():
@@ -183,6 +187,7 @@ def restore(run: Run, recipe: Recipe, model: Model, optimiser: torch.optim.Optim
 
     tensors, step = found
     weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
+    _check_fits(run.states, weights, model)
     states: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("adam."):
@@ -298,16 +303,21 @@ def load(run: Run) -> Model:
     recipe = run.recipe
     model = build(recipe)
     tensors, _ = _read(run.weights)
+    _check_fits(run.weights, tensors, model)
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
+def _check_fits(path: Path, tensors: Mapping[str, Tensor], model: Model) -> None:
+    """Refuse weights of a network that another version made of the same recipe."""
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if wanted != given:
         odd = sorted({name for name in {*wanted, *given} if wanted.get(name) != given.get(name)})[0]
         raise BadInput(
-            f"{run.weights} does not fit its recipe: {odd} is {given.get(odd)}, not {wanted.get(odd)}",
+            f"{path} does not fit its recipe: {odd} is {given.get(odd)}, not {wanted.get(odd)}",
             "train again with this version",
         )
-    model.load_state_dict(tensors)
-    return model.eval()
 
 
 def identity(run: Run) -> dict[str, str]:

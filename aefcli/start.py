@@ -43,18 +43,18 @@ class Start:
 
     @property
     def old(self) -> Run | None:
-        """The run that this one began from."""
+        """The run that this one began from; it may have gone since."""
         told = _data(self.run)["from"]
-        if told is None:
-            return None
-        run = checkpoint.open_run(Path(told["path"]))
-        if checkpoint.identity(run) != told["model"]:
-            raise BadInput(f"{run.path} is not the run that {self.run.path} began from", "train a new run")
-        return run
+        return told and Run(Path(told["path"]))
 
     def model(self) -> Model:
         """Weights of the run that this one began from, or fresh ones."""
-        return checkpoint.build_from(self.old, self.recipe) if self.old else checkpoint.build(self.recipe)
+        if self.old is None:
+            return checkpoint.build(self.recipe)
+        old = checkpoint.open_run(self.old.path)
+        if checkpoint.identity(old) != _data(self.run)["from"]["model"]:
+            raise BadInput(f"{old.path} is not the run that {self.run.path} began from", "train a new run")
+        return checkpoint.build_from(old, self.recipe)
 
 
 def begin(
@@ -74,7 +74,7 @@ def begin(
     if parallel.rank() > 0:
         return go_on(Run(parallel.agreed(None)), cubes, texts=texts)
     sample.check(cubes, recipe)
-    notes, texts = _told(texts, recipe, cubes)
+    texts, notes = _texts(texts, recipe, cubes)
     if old is not None:
         recipe = recipe.replace(statistics={**_dumped(old.recipe), **_dumped(recipe)})
         checkpoint.build_from(old, recipe)  # refused before anything is written
@@ -91,7 +91,7 @@ def begin(
     }
     write_atomically(run.data, json.dumps(data, indent=1).encode())  # last: with it the run can be gone on with
     parallel.agreed(run.path)
-    return Start(run, recipe, cubes, table, texts, notes)
+    return Start(run, recipe, cubes, table, texts, (*notes, *_lacking(recipe, cubes, table)))
 
 
 def go_on(
@@ -107,8 +107,9 @@ def go_on(
             f"{run.path} was begun on other cubes than {', '.join(str(cube.path) for cube in cubes)}",
             f"it was {', '.join(about['path'] for about in data['cubes'])}",
         )
-    notes, texts = _told(texts, known, cubes)
-    return Start(run, known, cubes, Samples.load(run.samples, cubes, known), texts, notes)
+    texts, notes = _texts(texts, known, cubes)
+    table = Samples.load(run.samples, cubes, known)
+    return Start(run, known, cubes, table, texts, (*notes, *_lacking(known, cubes, table), *_moved(run)))
 
 
 def worlds(run: Run) -> tuple[tuple[str, int], ...]:
@@ -121,22 +122,37 @@ def worlds(run: Run) -> tuple[tuple[str, int], ...]:
 
 
 def environment(run: Run, device: torch.device, samples: int, seconds: float) -> None:
-    """Write what a run was made with: versions, device, processes, samples that it saw, seconds that its steps took."""
+    """Write what a run is made with: versions, device, processes, samples that it saw, seconds that its steps took."""
+    import torch
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
+    about = {**_versions(), "device": name, "samples_seen": samples, "seconds": round(seconds, 1)}
+    write_atomically(run.environment, json.dumps(about, indent=1).encode())
+
+
+def _versions() -> dict[str, Any]:
+    """What the bits of a run hang on beside its recipe, its data and the device."""
     from importlib.metadata import version
 
     import torch
 
-    about = {
+    return {
         "aef": version("aefcli"),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores",
         "processes": parallel.size(),
         "threads": torch.get_num_threads(),
-        "samples_seen": samples,
-        "seconds": round(seconds, 1),
     }
-    write_atomically(run.path / "environment.json", json.dumps(about, indent=1).encode())
+
+
+def _moved(run: Run) -> list[str]:
+    """What to say where a run goes on with other versions, processes or threads than it began with."""
+    if not run.environment.is_file():
+        return []
+    began = json.loads(run.environment.read_text())
+    changed = [f"{key} {began.get(key)}, now {value}" for key, value in _versions().items() if began.get(key) != value]
+    told = f"begun with {', '.join(changed)}: it may not end in the bits of a run that was not interrupted"
+    return [told] if changed else []
 
 
 def _data(run: Run) -> dict[str, Any]:
@@ -207,16 +223,24 @@ def _difference(known: Recipe, given: Recipe) -> str:
     return "; ".join(f"{key} = {ours.get(key)}, not {value}" for key, value in theirs.items() if ours.get(key) != value)
 
 
-def _told(texts: Texts | None, recipe: Recipe, cubes: Sequence[Cube]) -> tuple[tuple[str, ...], Texts | None]:
+def _texts(texts: Texts | None, recipe: Recipe, cubes: Sequence[Cube]) -> tuple[Texts | None, tuple[str, ...]]:
     """The texts given, else those that the cubes hold, checked against the recipe and the cubes; and what to say."""
     from aefcli.text import check, held
 
     if texts is None and "text" not in recipe.data.targets:
-        return (), None
+        return None, ()
     texts = texts or held(cubes)
     if texts is None:
-        return (
-            f"the recipe {recipe.name} has text among its targets, but neither --text nor the cubes hold any",
-        ), None
+        told = f"the recipe {recipe.name} has text among its targets, but neither --text nor the cubes hold any"
+        return None, (told,)
     count = check(texts, recipe, cubes)
-    return (f"{count} of {len(texts)} texts lie on the cubes",), texts
+    return texts, (f"{count} of {len(texts)} texts lie on the cubes",)
+
+
+def _lacking(recipe: Recipe, cubes: Sequence[Cube], table: Samples) -> list[str]:
+    """What to say of what the recipe asks for and the data have none of."""
+    held = {name for cube in cubes for name in cube.sources}
+    told = [f"no cube has the target {name}" for name in recipe.data.targets if name not in {*held, "text"}]
+    if not len(table.of("validation")):
+        told.append("no site is held out: looks and the card's scores are of places that are trained on")
+    return told

@@ -56,13 +56,15 @@ class Record:
 
 def train(start: Start, device: torch.device, stop: Callable[[], bool] = lambda: False) -> Iterator[Record]:
     """Train, and leave the weights in the run; go on from its newest checkpoint where it has one. Yields after every
-    step.
+    step; of a finished run nothing.
 
     Once `stop` answers yes in any process, all end after the step that they are at, with a checkpoint; before the first
     step without one, for what weights begin as is soon found again. Raises Diverged, with the last good checkpoint
     kept, when the loss or its gradient is no longer finite.
     """
     run, recipe = start.run, start.recipe
+    if parallel.agreed(run.weights.is_file()):
+        return
     if device.type == "cpu":  # sums have one order, so that a run that goes on ends in the same bits
         torch.use_deterministic_algorithms(True)
     model = _begun(start, device, stop)
@@ -70,6 +72,8 @@ def train(start: Start, device: torch.device, stop: Callable[[], bool] = lambda:
         return
     learner = _learner(model, start, device)
     done = checkpoint.restore(run, recipe, model, learner.optimiser)
+    if not run.environment.is_file():
+        _made(start, device, done)
     held = validation(start.cubes, start.samples, recipe, LOOKED, texts=start.texts)
     looks = [record["look"] for record in checkpoint.records(run) if "look" in record]
     with closing(_stream(start, done + 1)) as stream:
@@ -84,22 +88,31 @@ def train(start: Start, device: torch.device, stop: Callable[[], bool] = lambda:
                 checkpoint.save_state(run, recipe, model, learner.optimiser, step)
             if parallel.rank() == 0:
                 checkpoint.append_record(run, record.line())
+            if ending:
+                _made(start, device, step)
             yield record
             if ending:
                 return
-    checkpoint.save_weights(run.weights, model, recipe, recipe.train.steps)
+    _made(start, device, recipe.train.steps)
+    checkpoint.save_weights(run.weights, model, recipe, recipe.train.steps)  # last: with them the run is finished
+
+
+def _made(start: Start, device: torch.device, step: int) -> None:
+    """Have the run know what it is made with, and how far it has come."""
     if parallel.rank() == 0:
-        spent = sum(record["seconds"] for record in checkpoint.records(run))
-        environment(run, device, recipe.train.steps * recipe.train.accumulate * recipe.train.batch, spent)
+        plan, spent = start.recipe.train, sum(record["seconds"] for record in checkpoint.records(start.run))
+        environment(start.run, device, step * plan.accumulate * plan.batch, spent)
 
 
 def _begun(start: Start, device: torch.device, stop: Callable[[], bool]) -> Model | None:
     """The weights before the first step; fresh ones are fitted by the first process, on few windows with all frames
     that there are. None where that was told to stop.
     """
-    model, recipe = start.model().to(device), start.recipe
-    fresh = recipe.train.agree > 0 and start.old is None
-    if not fresh or parallel.agreed(parallel.rank() == 0 and checkpoint.newest_state(start.run, recipe) is not None):
+    recipe = start.recipe
+    if parallel.agreed(parallel.rank() == 0 and checkpoint.newest_state(start.run, recipe) is not None):
+        return checkpoint.build(recipe).to(device)  # the checkpoint has the weights
+    model = start.model().to(device)
+    if start.old is not None or recipe.train.agree == 0:
         return model
     fitted = True
     if parallel.rank() == 0:

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,7 +25,7 @@ from conftest import Aef
 from pyproj import Transformer
 from safetensors import safe_open
 from safetensors.torch import load_file
-from toys import YEAR, made_up_cube, toy_recipe
+from toys import YEAR, made_up_cube, noise_frames, toy_recipe
 
 from aefcli import checkpoint, recipe
 from aefcli.checkpoint import Run
@@ -104,6 +105,44 @@ def test_a_run_stopped_before_its_first_step_begins_anew(cube: Cube, whole: Star
         assert {path.name for path in start.run.path.iterdir()} == {"recipe.toml", "samples.parquet", "data.json"}
     list(train(go_on(start.run), CPU))
     assert_same(start.run, whole.run)
+
+
+def test_a_finished_run_is_left_as_it_is(whole: Start, aef: Aef) -> None:
+    kept = {path: path.read_bytes() for path in whole.run.path.rglob("*") if path.is_file()}
+    code, out, err = aef("train", "--resume", "--out", str(whole.run.path), "--device", "cpu")
+    assert (code, out.splitlines()) == (0, [str(whole.run.path)]), err
+    assert "is finished" in err
+    assert {path: path.read_bytes() for path in kept if path.name != "card.md"} == {
+        path: raw for path, raw in kept.items() if path.name != "card.md"
+    }
+
+
+def test_a_checkpoint_of_another_network_is_refused(cube: Cube, tmp_path: Path) -> None:
+    """The recipe is the same, the code that makes a network of it is not."""
+    start = begin(tmp_path / "run", [cube], PLAN)
+    until(start, 2)
+    other = checkpoint.build(start.recipe.replace(model={"pool_value": 3}))
+    with pytest.raises(BadInput, match=r"state does not fit its recipe: summariser\.pools\.landsat\.\w+\.?\w* is \("):
+        checkpoint.restore(start.run, start.recipe, other, torch.optim.Adam(other.parameters()))
+
+
+def test_a_run_that_goes_on_with_other_versions_says_so(cube: Cube, tmp_path: Path) -> None:
+    start = begin(tmp_path / "run", [cube], PLAN)
+    next(iter(train(start, CPU)))
+    about = json.loads(start.run.environment.read_text())
+    assert about["torch"] == torch.__version__
+    assert go_on(start.run).notes == start.notes
+    start.run.environment.write_text(json.dumps(about | {"torch": "2.0.0", "threads": 64}))
+    (told,) = set(go_on(start.run).notes) - set(start.notes)
+    assert told.startswith(f"begun with torch 2.0.0, now {torch.__version__}, threads 64, now ")
+
+
+def test_what_the_data_have_none_of_is_told(cube: Cube, tmp_path: Path) -> None:
+    assert begin(tmp_path / "all", [cube], PLAN).notes == ()
+    plan = PLAN.replace(data={"targets": ["nlcd"], "validation": 0.0})
+    target, held = begin(tmp_path / "run", [cube], plan).notes
+    assert target == "no cube has the target nlcd"
+    assert held.startswith("no site is held out")
 
 
 def test_a_torn_checkpoint_gives_way_to_the_one_before(cube: Cube, whole: Start, tmp_path: Path) -> None:
@@ -361,6 +400,36 @@ def test_a_run_begins_from_another_with_fewer_sources(cube: Cube, whole: Start, 
     with pytest.raises(BadInput, match=r"has model\.time = 32, the recipe 64"):
         begin(tmp_path / "wide", [cube], PLAN.replace(model={"time": 64}), old=whole.run)
     assert not (tmp_path / "wide").exists()
+
+
+def test_a_run_begins_from_another_with_more_sources(cube: Cube, tmp_path: Path) -> None:
+    """Embeddings stay where they were, whatever the new source shows; it has something to learn."""
+    few = PLAN.replace(data={"sources": ["landsat", "sentinel-2"], "frames": [4, 4]}, train={"steps": 2})
+    old = begin(tmp_path / "old", [cube], few)
+    list(train(old, CPU))
+    start = begin(tmp_path / "run", [cube], PLAN, old=old.run)
+    inputs = {name: noise_frames(name, b=1, t=4, side=16) for name in PLAN.data.sources}
+    known = {name: inputs[name] for name in few.data.sources}
+    period = torch.tensor([[[YEAR.start, YEAR.end]]])
+    with torch.inference_mode():
+        fields = [
+            model.eval().summarise(model.encode(shown), period)
+            for model, shown in ((start.model(), inputs), (checkpoint.load(old.run), known))
+        ]
+    assert (fields[0] * fields[1]).sum(2).min() > 0.99
+    assert "sentinel-1" in next(iter(train(start, CPU))).parts
+
+
+def test_a_run_that_began_from_one_that_is_gone_goes_on(cube: Cube, whole: Start, tmp_path: Path) -> None:
+    old = Run(shutil.copytree(whole.run.path, tmp_path / "old"))
+    start = begin(tmp_path / "run", [cube], PLAN, old=old)
+    until(start, 3)
+    shutil.rmtree(old.path)
+    assert next(iter(train(go_on(start.run), CPU))).step == 4
+    for state in start.run.states.glob("*.safetensors"):
+        state.unlink()
+    with pytest.raises(BadInput, match="old"):
+        next(iter(train(go_on(start.run), CPU)))
 
 
 # --- several processes ------------------------------------------------------------------------------------------------

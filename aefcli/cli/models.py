@@ -150,6 +150,8 @@ def _steps(start: Start, device: torch.device, board: AbstractContextManager[Cal
         return 0
     notes = [*warned(start.old), *start.notes]
     note(*start.notes)
+    if run.weights.is_file():
+        note(f"{run.path} is finished")
     began, told, last = time.monotonic(), 0.0, None
     with ledger.locked(run.path / "lock", run.path), bar("training") as progress, board as tell, stopping() as stop:
         for record in run_steps(start, device, stop):
