@@ -226,6 +226,7 @@ class Stage:
         labels: Labels,
         shots: Sequence[int | str] = SHOTS,
         tested: Features | None = None,
+        probes: Sequence[str] = probe.PROBES,
     ) -> Evaluation:
         """Scores at the labels for which every candidate has an answer."""
         asked = [*features.values(), *(tested or {}).values()]
@@ -235,6 +236,7 @@ class Stage:
             {name: values[usable] for name, values in features.items()},
             kept,
             task=task,
+            probes=probes,
             shots=probe.possible(kept, shots),
             seed=self.seed,
             max_folds=self._folds(kept),
