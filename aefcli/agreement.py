@@ -1,10 +1,11 @@
 """What weights begin as: fitted in closed form on some batches before the first step, without any label.
 
-Two fits, of what a random start would take hours of steps to find. The stems' guess at what is clear is fitted to the
+Three fits, of what a random start would take hours of steps to find. The stems' guess at what is clear is fitted to the
 products' own masks, which serve training and are not asked for afterwards. The projection to the embedding takes the
 axes on which two halves of a pixel's frames agree most: what repeats is the place, what does not is weather and
-speckle. Those axes are the canonical correlations of one half with the other. All of it is our choice: the paper says
-nothing of how its weights began.
+speckle. Those axes are the canonical correlations of one half with the other. By the same moments a source that showed
+nothing of a pixel is told from the others (the regression of its detail on theirs). All of it is our choice: the paper
+says nothing of how its weights began.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def _fit(model: Model, batches: Iterable[Batch], noise: torch.Generator, stop: C
     views = views.through(filling)
     if views.differ:  # else nothing was seen twice
         weight, mean = views.agreeing(model.summariser.shared.out_channels)
-        model.summariser.begin(weight, mean + usual)
+        model.summariser.begin(weight, mean + usual, views.told(len(model.sources)))
 
 
 def _until(stop: Callable[[], bool], items: Iterable[_Item]) -> Iterator[_Item]:
@@ -183,6 +184,17 @@ class Views:
     def differ(self) -> bool:
         """Whether there is anything to tell apart."""
         return self._count > 2 and bool(self._moments()[1].trace() > 1e-12)
+
+    def told(self, parts: int) -> Float[Tensor, "e e"]:
+        """What to expect of each of so many equal parts by the others: of the mean of both views, told @ (x - mean)."""
+        _, within, between = self._moments()
+        whole = (within + between) / 2
+        whole = whole + _SHRUNK * whole.diagonal().mean() * torch.eye(len(whole)).to(whole)
+        out = torch.zeros_like(whole)
+        for part in torch.arange(len(whole), device=whole.device).chunk(parts):
+            rest = torch.ones(len(whole), dtype=torch.bool, device=whole.device).index_fill(0, part, False)
+            out[part[:, None], rest.nonzero()[:, 0]] = torch.linalg.solve(whole[rest][:, rest], whole[rest][:, part]).T
+        return out.float()
 
     def agreeing(self, count: int) -> tuple[Float[Tensor, "d e"], Float[Tensor, " e"]]:
         """The axes on which the views agree most, each weighed by how far they do: (weight, mean), such that

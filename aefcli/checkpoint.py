@@ -288,11 +288,17 @@ def build_from(run: Run, recipe: Recipe) -> Model:
     same = {name: tensor for name, tensor in old.items() if name in new and new[name].shape == tensor.shape}
     model.load_state_dict(new | same)
     theirs, ours = set(run.recipe.data.sources), set(recipe.data.sources)
-    with torch.no_grad():  # embeddings stay where they were: what is gone shows what is usual, what is new nothing yet
+    pools = {name: cast(Pool, pool) for name, pool in model.summariser.pools.items()}
+    with torch.no_grad():  # embeddings stay where they were: what is gone shows nothing, what is new nothing yet
         for name in theirs - ours:
             model.summariser.level.add_(old[f"summariser.pools.{name}.usual"])
+            for other in ours & theirs:
+                instead = f"summariser.pools.{other}.instead.{name}"
+                pools[other].fine.weight.add_(old[f"{instead}.weight"])
+                pools[other].usual.sub_(old[f"{instead}.bias"])
+                model.summariser.level.add_(old[f"{instead}.bias"])
         for name in ours - theirs:
-            pool = cast(Pool, model.summariser.pools[name])
+            pool = pools[name]
             silent(pool.hidden)
             silent(pool.fine)
     return model

@@ -150,7 +150,7 @@ def _exchange(sizes: Sizes, patch: Patch, before: Sequence[str], after: Sequence
 def _summariser(sizes: Sizes, patch: Patch) -> Cost:
     """The pools of all sources, then the hidden layer to L and to the embedding."""
     pixels, hidden = 4 * patch.periods * patch.cells("precision"), 2 * sizes.embedding
-    pools = _sum(_pool(sizes, patch, n) for n in patch.frames.values())
+    pools = _sum(_pool(sizes, patch, name) for name in patch.frames)
     return pools + Cost(hidden) + _linear(hidden, sizes.embedding, pixels) + _neighbours(sizes, pixels)
 
 
@@ -161,8 +161,11 @@ def _neighbours(sizes: Sizes, pixels: int) -> Cost:
     return Cost(1) + 2 * _product(pixels, sizes.embedding, (_SQUARE + 2 * sizes.neighbours) ** 2)
 
 
-def _pool(sizes: Sizes, patch: Patch, n: int) -> Cost:
-    """Attention pooling of n frames of one source in each L/2 cell with a query per period, and of their pixels."""
+def _pool(sizes: Sizes, patch: Patch, name: str) -> Cost:
+    """Attention pooling of a source's frames in each L/2 cell with a query per period, and of their pixels; and what
+    stands in for sources without any frame.
+    """
+    n = patch.frames[name]
     heads, width, p = sizes.pool_heads, sizes.pool_width, patch.periods
     deep, asked, own, hidden = sizes.precision, heads * width, sizes.pool_value, 2 * sizes.embedding
     cells, fine = p * patch.cells("precision"), sizes.pool_detail
@@ -173,7 +176,9 @@ def _pool(sizes: Sizes, patch: Patch, n: int) -> Cost:
     value = heads * _weights(deep, own, cells)
     bells = Cost(2 * heads + hidden)  # centre and width, and what is usual
     layer = _weights(heads * own, hidden, cells) + _weights(heads * fine, hidden, 4 * cells)
-    return query + key_time + pooling + value + bells + layer
+    others = [count for other, count in patch.frames.items() if other != name]
+    instead = _sum(_linear(heads * fine, hidden, 4 * cells if n and not count else 0) for count in others)
+    return query + key_time + pooling + value + bells + layer + instead
 
 
 def _decoder(sizes: Sizes, patch: Patch, source: str) -> Cost:

@@ -11,6 +11,7 @@ from toys import YEAR, noise_frames, toy_recipe
 from aefcli import agreement, checkpoint
 from aefcli.batch import Batch, Frames, Student
 from aefcli.model import Model
+from aefcli.model.parts import silent
 
 CLOUD = 3.0  # of what lies below, in sigmas
 
@@ -142,6 +143,50 @@ def test_places_seen_once_or_never_clear_leave_finite_weights() -> None:
         assert all(parameter.isfinite().all() for parameter in model.parameters()), kind
         same = torch.equal(model.summariser.shared.weight, fresh["summariser.shared.weight"])
         assert same == (kind != "never clear"), kind
+
+
+def test_what_is_told_of_a_part_is_the_regression_on_the_others() -> None:
+    draws = rng(2)
+    common = torch.randn(20_000, 2, generator=draws) @ torch.randn(2, 6, generator=draws)
+    one = common + torch.randn(20_000, 6, generator=draws)
+    views = agreement.Views()
+    views.add(one, one)  # no noise: both see the same
+    told, away = views.told(3), one - one.mean(0)
+    for part in ((0, 1), (2, 3), (4, 5)):
+        rest = [at for at in range(6) if at not in part]
+        expected = torch.linalg.lstsq(away[:, rest], away[:, part]).solution.T
+        torch.testing.assert_close(told[part, :][:, rest], expected, atol=0.05, rtol=0)
+        assert not told[part, :][:, part].any()
+
+
+def test_a_source_that_lacks_is_told_from_the_others() -> None:
+    """All sources see the same ground here: without one the vectors are nearer to those with it than if what is usual
+    of it alone stood in for it.
+    """
+
+    def alike(seed: int) -> Batch:
+        batch, draws = landscape(seed), rng(seed)
+        ground = torch.randn(4, 1, 1, 16, 16, generator=draws)
+        shown = {name: replace(f, pixels=0.8 * ground + 0.3 * f.pixels) for name, f in batch.inputs.items()}
+        return replace(batch, inputs=shown)
+
+    model = checkpoint.build(toy_recipe()).eval()
+    agreement.begin(model, (alike(seed) for seed in range(4)), rng(0))
+    batch = alike(9)
+
+    @torch.inference_mode()
+    def without(lost: str) -> torch.Tensor:
+        some = {name: frames for name, frames in batch.inputs.items() if name != lost}
+        return model.summarise(model.encode(some), batch.support[:, None])
+
+    whole = without("")
+    for lost in batch.inputs:
+        told = without(lost)
+        for name, pool in model.summariser.pools.items():
+            if name != lost:
+                silent(pool.instead[lost])
+        near, far = ((whole - each).norm(dim=2).mean() for each in (told, without(lost)))
+        assert near < 0.85 * far, lost
 
 
 def test_a_source_in_no_batch_keeps_its_weights() -> None:

@@ -95,9 +95,9 @@ def test_flops_are_those_that_pytorch_counts(name: str, frames: tuple[int, int, 
 @pytest.mark.parametrize(
     ("name", "parameters", "flops"),
     [
-        ("nano", 828_245, 15_517_251_456),
-        ("small", 37_965_058, 792_839_348_992),
-        ("base", 464_017_923, 23_862_323_446_784),
+        ("nano", 1_050_197, 15_517_251_456),
+        ("small", 38_187_010, 792_839_348_992),
+        ("base", 464_239_875, 23_862_323_446_784),
     ],
 )
 def test_sizes_of_the_recipes(name: str, parameters: int, flops: int) -> None:

@@ -260,9 +260,9 @@ def test_cells_of_any_number_of_samples_are_pooled_a_few_at_a_time(
     encoded, sizes, mix = model.encode(inputs), [], Pool.mix
     once = model.summarise(encoded, valid)
 
-    def noted(pool: Pool, cells: torch.Tensor, asked: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    def noted(pool: Pool, cells: torch.Tensor, lacking: torch.Tensor, asked: torch.Tensor, bias: torch.Tensor) -> Any:
         sizes.append(math.prod(cells.shape[:3]) * asked.shape[1] * cells.shape[-1])
-        return mix(pool, cells, asked, bias)
+        return mix(pool, cells, lacking, asked, bias)
 
     monkeypatch.setattr(Pool, "mix", noted)
     row = 16 * 2 * (4 * 6 + 4 + 16 + 1)  # cells, heads, and what each head pools of a cell

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from functools import partial
+from collections.abc import Mapping, Sequence
+from functools import partial, reduce
 from typing import cast
 
 import torch
@@ -34,13 +35,15 @@ class Pool(nn.Module):
     over the year that ends with the last frame.
 
     It pools what the encoder made of the cell, and beside it the pixels' own detail by the same weights, for each pixel
-    of the frames that showed it.
+    of the frames that showed it. Where another source showed nothing, it says what that would have added: what is usual
+    alone tells less than radar does of a colour, or an image of a backscatter.
 
     The paper pools all frames together by one learned query, from the timecodes of the period's ends. Our choice are
-    heads for each source, where they lie in the period, the guess at what is clear and the pixels' detail.
+    heads for each source, where they lie in the period, the guess at what is clear, the pixels' detail and what stands
+    in for a source that lacks.
     """
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, sizes: Sizes, others: Sequence[str] = ()) -> None:
         super().__init__()
         heads, width, deep = sizes.pool_heads, sizes.pool_width, sizes.precision
         hidden = 2 * sizes.embedding
@@ -55,26 +58,38 @@ class Pool(nn.Module):
         self.usual = nn.Parameter(torch.zeros(hidden))  # what a pixel adds that no frame of this source showed
         self.hidden = nn.Linear(heads * sizes.pool_value, hidden, bias=False)
         self.fine = nn.Linear(heads * sizes.pool_detail, hidden, bias=False)
+        # What a pixel adds, beyond what is usual, in place of another source of which no frame showed it.
+        stand_ins = {name: silent(nn.Linear(heads * sizes.pool_detail, hidden)) for name in others}
+        self.instead = nn.ModuleDict(stand_ins)
 
     def forward(
-        self, encoded: Encoded, valid: Int[Tensor, "b p 2"], checkpointing: bool
+        self,
+        encoded: Encoded,
+        valid: Int[Tensor, "b p 2"],
+        showed: Bool[Tensor, "b h2 w2 4"],
+        others: Mapping[str, Bool[Tensor, "b h2 w2 4"]],
+        checkpointing: bool = False,
     ) -> Float[Tensor, "b h2 w2 p 5 f"]:
         """Of the frames of this source, what each cell adds to the hidden layer, and what each of its four pixels does.
+        It and `others`, by source: which pixels any frame showed.
 
         A few rows at a time, and of a large batch some samples: each head's features of all cells at once would be many
         times the encoder's.
         """
         cells, asked, bias = self.prepared(encoded, valid)
+        lacking = torch.stack([showed & ~others[name] for name in self.instead] or [showed], dim=-1)
         at_once = _POOLED_GPU if cells.is_cuda else _POOLED
         row = asked.shape[1] * cells.shape[2] * cells.shape[-1]  # numbers that one of one sample is pooled to
         rows = max(1, at_once // row)
         samples = max(1, _SAMPLES * at_once // (row * min(rows, cells.shape[1])))
         mix = partial(checkpoint, self.mix, use_reentrant=False) if checkpointing else self.mix
-        split = zip(cells.split(samples), asked.split(samples), bias.split(samples), strict=True)
-        parts = [torch.cat([mix(part, *of) for part in some.split(rows, dim=1)], dim=1) for some, *of in split]
+        split = zip(*(each.split(samples) for each in (cells, lacking, asked, bias)), strict=True)
+        parts = [
+            torch.cat([mix(*each, *of) for each in zip(some.split(rows, 1), lacks.split(rows, 1), strict=True)], dim=1)
+            for some, lacks, *of in split
+        ]
         added = torch.cat(parts)
-        none = ~self.somewhere(encoded)[..., None, :, None]
-        usual = F.pad(none * self.usual.to(added.dtype), (0, 0, 1, 0))
+        usual = F.pad(~showed[..., None, :, None] * self.usual.to(added.dtype), (0, 0, 1, 0))
         return added.unflatten(-1, (valid.shape[1], 5, -1)) + usual
 
     def somewhere(self, encoded: Encoded) -> Bool[Tensor, "b h2 w2 4"]:
@@ -97,7 +112,11 @@ class Pool(nn.Module):
         return cells, asked, self.bias(layout, valid, query)
 
     def mix(
-        self, cells: Float[Tensor, "b h w t c"], asked: Float[Tensor, "b pk c1"], bias: Float[Tensor, "b pk t"]
+        self,
+        cells: Float[Tensor, "b h w t c"],
+        lacking: Bool[Tensor, "b h w 4 o"],
+        asked: Float[Tensor, "b pk c1"],
+        bias: Float[Tensor, "b pk t"],
     ) -> Float[Tensor, "b h w pf"]:
         """What cells and pixels add to the hidden layer; nothing where there was no frame.
 
@@ -106,8 +125,12 @@ class Pool(nn.Module):
         """
         detail, features = self.attend(cells, asked, bias)
         values = torch.bmm(features.transpose(0, 1), self.value).transpose(0, 1).flatten(1)
-        out = torch.cat([self.hidden(values)[:, None], self.fine(detail)], dim=1)
-        return out.view(*cells.shape[:3], -1)
+        fine = self.fine(detail)
+        pixels, periods = detail.flatten(0, 1), asked.shape[1] // self.heads
+        for stand_in, where in zip(self.instead.values(), lacking.unbind(-1), strict=False):
+            (at,) = where[..., None, :].expand(-1, -1, -1, periods, -1).flatten().nonzero(as_tuple=True)
+            fine.flatten(0, 1).index_add_(0, at, stand_in(pixels[at]))  # none at all still is part of the gradient
+        return torch.cat([self.hidden(values)[:, None], fine], dim=1).view(*cells.shape[:3], -1)
 
     def attend(
         self, cells: Float[Tensor, "b h w t c"], asked: Float[Tensor, "b pk c1"], bias: Float[Tensor, "b pk t"]
@@ -175,7 +198,8 @@ class Summariser(nn.Module):
     def __init__(self, sizes: Sizes, sources: tuple[str, ...]) -> None:
         super().__init__()
         hidden = 2 * sizes.embedding
-        self.pools = nn.ModuleDict({name: Pool(sizes) for name in sources})
+        pools = {name: Pool(sizes, [other for other in sources if other != name]) for name in sources}
+        self.pools = nn.ModuleDict(pools)
         self.level = nn.Parameter(torch.zeros(hidden))
         self.shared = nn.Conv2d(hidden, sizes.embedding, 1)
         self.neighbours = Neighbours(sizes.neighbours) if sizes.neighbours else None
@@ -183,9 +207,11 @@ class Summariser(nn.Module):
     def forward(
         self, encoded: Encoded, valid: Int[Tensor, "b p 2"], checkpointing: bool = False
     ) -> Float[Tensor, "b p d h w"]:
-        pools = [cast(Pool, pool) for pool in self.pools.values()]
-        added = [pool(encoded.of(kind), valid, checkpointing) for kind, pool in enumerate(pools)]
-        cells, pixels = sum(added[1:], start=added[0]).split([1, 4], dim=4)  # b h2 w2 p 1 f
+        pools = {name: cast(Pool, pool) for name, pool in self.pools.items()}
+        parts = dict(zip(pools, map(encoded.of, range(len(pools))), strict=True))
+        showed = {name: pool.somewhere(parts[name]) for name, pool in pools.items()}
+        added = (pool(parts[name], valid, showed[name], showed, checkpointing) for name, pool in pools.items())
+        cells, pixels = reduce(torch.add, added).split([1, 4], dim=4)  # b h2 w2 p 1 f
         cells = cells.squeeze(4).permute(0, 3, 4, 1, 2).flatten(0, 1)
         pixels = pixels.unflatten(4, (2, 2)).permute(0, 3, 6, 1, 4, 2, 5).flatten(5).flatten(3, 4).flatten(0, 1)
         # Cells that no frame saw hold nothing to expand into their neighbours.
@@ -211,20 +237,26 @@ class Summariser(nn.Module):
         return torch.stack(details), torch.stack(theres)
 
     @torch.no_grad()
-    def begin(self, weight: Float[Tensor, "d e"], mean: Float[Tensor, " e"]) -> None:
+    def begin(self, weight: Float[Tensor, "d e"], mean: Float[Tensor, " e"], told: Float[Tensor, "e e"]) -> None:
         """Begin as a projection of the pixels' pooled detail, of all sources one after the other, less its mean.
 
         The weights come in pairs of both signs: gelu(x) - gelu(-x) = x, so that the whole is linear at the start. What
-        the encoder adds starts at zero.
+        the encoder adds starts at zero. `told` says what to expect of one source's detail by the others'.
         """
         self.level.copy_(torch.cat([-weight @ mean, weight @ mean]))
         both = torch.cat([weight, -weight])
-        pools = [cast(Pool, pool) for pool in self.pools.values()]
-        widths = [pool.fine.in_features for pool in pools]
-        for pool, part, usual in zip(pools, both.split(widths, dim=1), mean.split(widths), strict=True):
-            silent(pool.hidden)
-            pool.fine.weight.copy_(part)
-            pool.usual.copy_(part @ usual)
+        pools = {name: cast(Pool, pool) for name, pool in self.pools.items()}
+        widths = [pool.fine.in_features for pool in pools.values()]
+        means = dict(zip(pools, mean.split(widths), strict=True))
+        for name, part, rows in zip(pools, both.split(widths, dim=1), told.split(widths), strict=True):
+            silent(pools[name].hidden)
+            pools[name].fine.weight.copy_(part)
+            pools[name].usual.copy_(part @ means[name])
+            for other, block in zip(pools, rows.split(widths, dim=1), strict=True):
+                if other != name:
+                    stand_in = cast(nn.Linear, pools[other].instead[name])
+                    stand_in.weight.copy_(part @ block)
+                    stand_in.bias.copy_(-part @ block @ means[other])
         signs = torch.eye(len(weight), device=weight.device)
         self.shared.weight.copy_(torch.cat([signs, -signs], dim=1)[:, :, None, None])
         nn.init.zeros_(cast(Tensor, self.shared.bias))
