@@ -279,7 +279,14 @@ def test_floats_are_the_vectors_themselves(made: Path, cube: Cube, run: Run, tmp
     np.testing.assert_array_equal(np.isnan(values).all(axis=1), np.isnan(values).any(axis=1))
     there = ~np.isnan(values[:, 0])
     np.testing.assert_allclose(np.linalg.norm(values, axis=1)[there], 1, atol=1e-5)
-    np.testing.assert_array_equal(field.quantise(values, axis=1), field.open_field(made)["embeddings"].values)
+    told = field.open_field(made)["embeddings"].values
+    # On the edge of two codes the root decides, of which torch's last bit is not numpy's.
+    steps = np.sqrt(np.abs(values.astype("float64"))) * 127.5
+    edge = np.abs(steps % 1 - 0.5) < 1e-5
+    assert edge.mean() < 1e-4
+    codes = field.quantise(values, axis=1)
+    np.testing.assert_array_equal(np.where(edge, 0, codes), np.where(edge, 0, told))
+    np.testing.assert_allclose(codes[edge], told[edge], atol=1)
 
 
 def test_uncertainty_is_the_angle_that_dropped_frames_turn_a_vector_by(cube: Cube, run: Run, tmp_path: Path) -> None:
@@ -888,5 +895,5 @@ def test_training_goes_on_from_the_shipped_run_by_its_name(aef: Aef, tmp_path: P
     made_up_cube(tmp_path / "cube.zarr", side=32, hole=False)
     small = ("train.batch=2", "train.agree=1", "data.windows=2", "loss.targets=1")
     code, out, err = aef("train", "--from", "nano", "--steps", "1", *(f"--set={word}" for word in small), "--json")
-    assert (code, json.loads(out)["notes"]) == (0, [f"warning: {USING}"]), err
+    assert (code, json.loads(out)["notes"][0]) == (0, f"warning: {USING}"), err
     assert "the weights of nano, whose card" in (tmp_path / "runs" / "nano-001" / "card.md").read_text()

@@ -137,10 +137,10 @@ def test_workers_of_a_cluster_killed_eight_times(cube: Cube, run: Run, whole: di
 def test_a_disk_that_takes_no_more_is_one_line_and_resumable(
     cube: Cube, run: Run, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
-    """Files of more than 30,000 bytes are refused, which the chunks of vectors are."""
+    """Files of more than 20,000 bytes are refused, which the chunks of vectors are."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:
         with pytest.raises(NoResources) as refused:
             embed.embed(cube, run, PERIODS, tmp_path / "e.zarr", device=CPU)
