@@ -77,7 +77,7 @@ class Pool(nn.Module):
         times the encoder's.
         """
         cells, asked, bias = self.prepared(encoded, valid)
-        lacking = torch.stack([showed & ~others[name] for name in self.instead] or [showed], dim=-1)
+        lacking = torch.stack([showed, *(showed & ~others[name] for name in self.instead)], dim=-1)[..., 1:]
         at_once = _POOLED_GPU if cells.is_cuda else _POOLED
         row = asked.shape[1] * cells.shape[2] * cells.shape[-1]  # numbers that one of one sample is pooled to
         rows = max(1, at_once // row)
@@ -127,9 +127,10 @@ class Pool(nn.Module):
         values = torch.bmm(features.transpose(0, 1), self.value).transpose(0, 1).flatten(1)
         fine = self.fine(detail)
         pixels, periods = detail.flatten(0, 1), asked.shape[1] // self.heads
-        for stand_in, where in zip(self.instead.values(), lacking.unbind(-1), strict=False):
+        for stand_in, where in zip(self.instead.values(), lacking.unbind(-1), strict=True):
             (at,) = where[..., None, :].expand(-1, -1, -1, periods, -1).flatten().nonzero(as_tuple=True)
-            fine.flatten(0, 1).index_add_(0, at, stand_in(pixels[at]))  # none at all still is part of the gradient
+            # Where there is none of them, too: every weight has to have a gradient in every process.
+            fine.view(-1, fine.shape[-1]).index_add_(0, at, stand_in(pixels[at]))
         return torch.cat([self.hidden(values)[:, None], fine], dim=1).view(*cells.shape[:3], -1)
 
     def attend(
