@@ -90,7 +90,7 @@ def look(model: Model, batches: Sequence[Batch], recipe: Recipe, device: torch.d
     finally:
         model.train(training)
     embeddings = np.concatenate([one.embeddings for one in seen])
-    numbers = {**_uniformity(batches, embeddings), **_means(seen), **_spread(embeddings), **_probes(parts, embeddings)}
+    numbers = {**_uniformity(batches, embeddings), **_means(seen), **_spread(embeddings), **probes(parts, embeddings)}
     pictures = tuple(_picture(name, parts[0], made) for name, made in seen[0].made.items())
     return Look(numbers, pictures, embeddings[: min(_SHOWN, len(seen[0].embeddings))])
 
@@ -272,10 +272,11 @@ def phase(embeddings: np.ndarray) -> float:
 # --- what a linear probe tells ----------------------------------------------------------------------------------------
 
 
-def _probes(batches: Sequence[Batch], embeddings: np.ndarray) -> dict[str, float]:
-    """R2 of the quick probes: taught at every other sample, tested at the rest; of one sample, at its other half.
+def probes(batches: Sequence[Batch], embeddings: np.ndarray) -> dict[str, float]:
+    """R2 of the quick probes of numbers (b, h, w, d) of all samples of some batches; NaN where there are none.
 
-    Where several samples are of one site, as where few sites are held out, they flatter.
+    Taught at every other sample, tested at the rest; of one sample, at its other half. Where several samples
+    are of one site, as where few sites are held out, they flatter.
     """
     if not all(_PROBED in batch.inputs for batch in batches):
         return {}

@@ -18,10 +18,12 @@ from toys import YEAR, noise_inputs, toy_recipe
 
 from aefcli import probe, recipe
 from aefcli.batch import Frames
-from aefcli.cube import open_cube
+from aefcli.cube import cube_of, open_cube
 from aefcli.errors import BadInput
 from aefcli.extent import Tile
 from aefcli.model import Model
+from aefcli.simulate import imagine
+from aefcli.sources import SOURCES
 from aefcli.start import begin
 from aefcli.train import train
 
@@ -35,6 +37,7 @@ from bench import (
     fetch,
     judge,
     knn,
+    layers,
     measure,
     memory,
     periods,
@@ -196,6 +199,42 @@ def test_tiling_runs_and_patches_add_up(tmp_path: Path) -> None:
     for blended in (False, True):
         weight = tiling.ramp(80, 4, blended)
         np.testing.assert_allclose(weight[:, :8] + weight[:, -8:], weight[:, 8:16])
+
+
+def test_layers_are_probed_at_the_same_pixels_and_a_fitted_network_tells_more() -> None:
+    result = layers.run((layers.UNTRAINED, "nano"), layers.QUICK)
+    untrained, nano = result.notes["r2"].values()
+    assert [row[0] for row in result.rows] == list(nano)
+    assert untrained["bands"] == nano["bands"]
+    assert nano["hidden"]["r2/composite"] > untrained["hidden"]["r2/composite"] + 0.3
+    assert nano["stem"] == {}  # more numbers than half of the pixels
+    assert result.rows[1] == ("stem", "-", "-", "")
+
+
+@torch.inference_mode()
+def test_layers_have_each_pixel_in_its_place() -> None:
+    model, plan = layers.network("nano")
+    land = imagine(1, sites=4, size=32, years=(2023, 2023))
+    cube = cube_of({name: data for name, data in land.datasets.items() if name in plan.data.sources}, land.period)
+    (batch,) = layers.windows(cube, plan, layers.QUICK)
+    frames = batch.inputs["sentinel-2"]
+    gone = frames.present.clone()
+    gone[1, :, 5, 8] = False
+    one = replace(batch, inputs=batch.inputs | {"sentinel-2": replace(frames, present=gone)})
+    whole, found = (layers.layers(model, each, plan.model.kappa, torch.Generator()) for each in (batch, one))
+    heads, detail, bands = plan.model.pool_heads, plan.model.pool_detail, len(SOURCES["sentinel-2"].bands)
+    for name, width in (("bands", 12 * bands), ("stem", 12 * detail), ("detail", heads * detail)):
+        empty, before = ((each[name][..., :width] == 0).all(-1) for each in (found, whole))
+        assert np.argwhere(empty & ~before).tolist() == [[1, 5, 8]], name
+    clear = (frames.weight * gone)[2, :, 3, 4].numpy()
+    month = ((frames.time[2] - batch.support[2, 0]) * 12 // (batch.support[2, 1] - batch.support[2, 0])).numpy()
+    sums = [(clear * (month == each) * frames.pixels[2, :, 0, 3, 4].numpy()).sum() for each in range(12)]
+    counts = [(clear * (month == each)).sum() for each in range(12)]
+    np.testing.assert_allclose(found["bands"][2, 3, 4, 0 : 12 * bands : bands], sums / np.maximum(counts, 1), atol=1e-6)
+    vectors = model.summarise(model.encode(one.inputs), one.support[:, None])[:, 0].movedim(1, -1).numpy()
+    np.testing.assert_array_equal(found["embedding"], vectors)
+    cosine = (found["sample"] * vectors).sum(-1)
+    assert 0.98 < cosine.mean() < 1
 
 
 def test_a_fold_by_scikit_learn_tells_other_draws_apart() -> None:
