@@ -24,7 +24,7 @@ from aefcli.batch import Batch, Frames
 from aefcli.model import Model, SourceEncoder
 
 _KEPT = 12  # batches that are held in memory, on which the guess at what is clear is fitted
-_WINDOW = 16  # px in the middle of each window; larger ones hold little that is new
+WINDOW = 16  # px of a window that it asks for; larger ones hold little that is new
 _SHRUNK = 0.01  # of the mean variance, that is added to each before the halves are compared
 _PIXELS = 20_000  # of each source, that the guess at what is clear is fitted on
 _STEPS = 60  # of L-BFGS for it
@@ -80,18 +80,12 @@ def _until(stop: Callable[[], bool], items: Iterable[_Item]) -> Iterator[_Item]:
 
 
 def _look(batch: Batch, device: torch.device) -> _Look:
-    frames = {name: _middle(frames).to(device) for name, frames in batch.inputs.items()}
+    """Copied: a view would keep the whole batch."""
+    frames = {
+        name: Frames(**{part: tensor.clone() for part, tensor in vars(frames).items()}).to(device)
+        for name, frames in batch.inputs.items()
+    }
     return frames, batch.support[:, None].clone().to(device)
-
-
-def _middle(frames: Frames) -> Frames:
-    """The middle of each window, copied: a view would keep the whole batch."""
-    height, width = frames.present.shape[-2:]
-    top, left = (height - _WINDOW) // 2, (width - _WINDOW) // 2
-    part = slice(top, top + _WINDOW), slice(left, left + _WINDOW)
-    cut = {each: getattr(frames, each)[..., *part] for each in ("pixels", "present", "weight")}
-    kept = {each: getattr(frames, each) for each in ("bands", "time", "meta")}
-    return Frames(**{name: tensor.clone() for name, tensor in (cut | kept).items()})
 
 
 def _tell_clear(stem: SourceEncoder, seen: Sequence[Frames], noise: torch.Generator) -> None:
@@ -128,7 +122,7 @@ def _halves(model: Model, inputs: dict[str, Frames], period: Int[Tensor, "b 1 2"
 
     Each cell has halves of its own, or all cells of a window would tell of the same few draws.
     """
-    cells = {name: (*f.time.shape, _WINDOW // 2, _WINDOW // 2) for name, f in inputs.items()}
+    cells = {name: (*f.time.shape, *(side // 2 for side in f.present.shape[2:])) for name, f in inputs.items()}
     drawn = {name: torch.rand(shape, generator=noise, device=noise.device) < 0.5 for name, shape in cells.items()}
     half_of = {name: half.repeat_interleave(2, -1).repeat_interleave(2, -2) for name, half in drawn.items()}
     halves = []

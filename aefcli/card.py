@@ -30,7 +30,7 @@ _MEASURES = {
     "uniformity": "mean \\|cosine\\| between places; {even:.3f} if spread evenly, 1 if collapsed",
     "rank": "effective rank of the embeddings, of {d}",
     "phase": "share of variance by the place in the 2x2 cell; should be below 0.01",
-    "r2/composite": "R2 of seasonal medians of Sentinel-2 by a linear probe, at places apart",
+    "r2/composite": "R2 of seasonal medians of Sentinel-2 by a linear probe taught at other windows, perhaps near",
     "r2/harmonics": "R2 of its first three annual harmonics, likewise",
 }
 

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aefcli import checkpoint, parallel, sample
+from aefcli import checkpoint, ledger, parallel, sample
 from aefcli.checkpoint import Run
 from aefcli.cube import Cube, open_cube
 from aefcli.errors import BadInput
-from aefcli.ledger import write_atomically
 from aefcli.recipe import Recipe
 from aefcli.sample import Samples
 
@@ -86,10 +85,11 @@ def begin(
     data = {
         "cubes": [_about(cube) for cube in cubes],
         "samples": {split: len(table.of(split)) for split in ("train", "validation")} | {"sites": len(set(table.site))},
+        "texts": _of_texts(texts),
         "from": old and {"path": str(old.path.resolve()), "model": checkpoint.identity(old)},
         "worlds": sorted({*filter(None, map(_world, cubes)), *(worlds(old) if old else ())}),
     }
-    write_atomically(run.data, json.dumps(data, indent=1).encode())  # last: with it the run can be gone on with
+    ledger.write_atomically(run.data, json.dumps(data, indent=1).encode())  # last: with it the run can be gone on with
     parallel.agreed(run.path)
     return Start(run, recipe, cubes, table, texts, (*notes, *_lacking(recipe, cubes, table)))
 
@@ -97,7 +97,7 @@ def begin(
 def go_on(
     run: Run, cubes: Sequence[Cube] | None = None, recipe: Recipe | None = None, texts: Texts | None = None
 ) -> Start:
-    """What `begin` made of a run, from its folder. Cubes and recipe, where they are given, must be the run's."""
+    """What `begin` made of a run, from its folder. Cubes, recipe and texts, where they are given, must be the run's."""
     known, data = run.recipe, _data(run)
     if recipe is not None and (odd := _difference(known, recipe)):
         raise BadInput(f"{run.path} was begun with {odd}", "leave --recipe and --set out, or train a new run")
@@ -107,9 +107,14 @@ def go_on(
             f"{run.path} was begun on other cubes than {', '.join(str(cube.path) for cube in cubes)}",
             f"it was {', '.join(about['path'] for about in data['cubes'])}",
         )
-    texts, notes = _texts(texts, known, cubes)
+    texts, notes = _texts(texts or _texts_of(data), known, cubes)
+    if "texts" in data and _key(_of_texts(texts)) != _key(data["texts"]):
+        raise BadInput(
+            f"{run.path} was begun with {'other' if data['texts'] else 'no'} texts", "give those, or train a new run"
+        )
     table = Samples.load(run.samples, cubes, known)
-    return Start(run, known, cubes, table, texts, (*notes, *_lacking(known, cubes, table), *_moved(run)))
+    notes = (*notes, *_lacking(known, cubes, table), *_changed(cubes, data["cubes"]), *_moved(run))
+    return Start(run, known, cubes, table, texts, notes)
 
 
 def worlds(run: Run) -> tuple[tuple[str, int], ...]:
@@ -127,7 +132,7 @@ def environment(run: Run, device: torch.device, samples: int, seconds: float) ->
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
     about = {**_versions(), "device": name, "samples_seen": samples, "seconds": round(seconds, 1)}
-    write_atomically(run.environment, json.dumps(about, indent=1).encode())
+    ledger.write_atomically(run.environment, json.dumps(about, indent=1).encode())
 
 
 def _versions() -> dict[str, Any]:
@@ -143,6 +148,37 @@ def _versions() -> dict[str, Any]:
         "processes": parallel.size(),
         "threads": torch.get_num_threads(),
     }
+
+
+def _of_texts(texts: Texts | None) -> dict[str, str | None] | None:
+    return texts and {"path": texts.path and str(texts.path), "key": texts.key}
+
+
+def _key(about: dict[str, str | None] | None) -> str | None:
+    return about and about["key"]
+
+
+def _texts_of(data: dict[str, Any]) -> Texts | None:
+    """Those of the table that a run was begun with, if it was with one."""
+    from aefcli.text import read
+
+    path = (data.get("texts") or {}).get("path")
+    return read(Path(path)) if path else None
+
+
+def _changed(cubes: Sequence[Cube], begun: Sequence[dict[str, Any]]) -> list[str]:
+    """What to say of cubes that hold other values than when the run was begun."""
+    return [
+        f"{cube.path} has changed since the run began: it will not end in the bits of a run that was not interrupted"
+        for cube, about in zip(cubes, begun, strict=True)
+        if "content" in about and about["content"] != _content(cube)
+    ]
+
+
+def _content(cube: Cube) -> str | None:
+    """A hash of what the cube's ledger says of its chunks; None where it has none."""
+    record = ledger.read(cube.path)
+    return record and ledger.digest({unit: line["files"] for unit, line in record.units.items()})
 
 
 def _moved(run: Run) -> list[str]:
@@ -166,6 +202,7 @@ def _about(cube: Cube) -> dict[str, Any]:
         **({"bbox": bbox} if bbox else {}),
         "path": str(cube.path.resolve()),
         "key": cube.key,
+        "content": _content(cube),
         "crs": str(cube.grid.crs),
         "shape": list(cube.shape),
         "gsd": abs(cube.grid.resolution.x),

@@ -19,7 +19,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -58,9 +58,16 @@ class Texts:
     start: np.ndarray  # int64 (n), ms since 1970 UTC, half open
     end: np.ndarray
     vectors: np.ndarray  # float32 (n, v), of unit length
+    path: Path | None = None  # of the table that they were read from; None where cubes hold them
 
     def __len__(self) -> int:
         return len(self.lon)
+
+    @property
+    def key(self) -> str:
+        """A hash of all of it."""
+        parts = (self.lon, self.lat, self.start, self.end, self.vectors)
+        return hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts)).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,7 +197,7 @@ def read(path: Path) -> Texts:
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error}", "aef text TABLE --model PATH makes one") from error
     try:
-        return _texts(table)
+        return replace(_texts(table), path=path.resolve())
     except BadInput as error:
         raise BadInput(f"{path}: {error.what}", error.hint) from error
 

@@ -29,7 +29,8 @@ from aefcli.sources import SOURCES, Source
 from aefcli.start import Start, environment
 from aefcli.watch import Look, collapse, look
 
-_ALL, _WINDOWS = 96, 16  # frames of a source, about all that a year has, and windows of a batch that weights begin on
+_ALL = 96  # frames of a source that weights begin on, about all that a year has
+_WINDOWS = 16  # of a batch that weights begin on, or that is looked at, at most
 LOOKED = 4  # held-out batches that a look is taken at
 
 
@@ -74,7 +75,8 @@ def train(start: Start, device: torch.device, stop: Callable[[], bool] = lambda:
     done = checkpoint.restore(run, recipe, model, learner.optimiser)
     if not run.environment.is_file():
         _made(start, device, done)
-    held = validation(start.cubes, start.samples, recipe, LOOKED, texts=start.texts)
+    few = recipe.replace(train={"batch": min(recipe.train.batch, _WINDOWS)})
+    held = validation(start.cubes, start.samples, few, LOOKED, texts=start.texts)
     looks = [record["look"] for record in checkpoint.records(run) if "look" in record]
     with closing(_stream(start, done + 1)) as stream:
         for step in range(done + 1, recipe.train.steps + 1):
@@ -84,10 +86,10 @@ def train(start: Start, device: torch.device, stop: Callable[[], bool] = lambda:
                 looks.append(seen.numbers)
                 record = replace(record, look=seen, warning=collapse(looks) or "")
             ending = bool(parallel.total(torch.tensor(float(stop()), device=device))) and not last
+            if parallel.rank() == 0:  # before the checkpoint, with which it would be lost: `restore` cuts what is ahead
+                checkpoint.append_record(run, record.line())
             if ending or (step % recipe.train.save_every == 0 and not last):
                 checkpoint.save_state(run, recipe, model, learner.optimiser, step)
-            if parallel.rank() == 0:
-                checkpoint.append_record(run, record.line())
             if ending:
                 _made(start, device, step)
             yield record
@@ -117,11 +119,11 @@ def _begun(start: Start, device: torch.device, stop: Callable[[], bool]) -> Mode
     fitted = True
     if parallel.rank() == 0:
         whole = recipe.replace(
-            data={"frames": [_ALL] * len(recipe.data.sources), "targets": []},
+            data={"frames": [_ALL] * len(recipe.data.sources), "targets": [], "patch": agreement.WINDOW},
             model={"text": 0},
             train={"batch": min(recipe.train.batch, _WINDOWS), "accumulate": 1},
         )
-        with closing(batches(start.cubes, start.samples, whole)) as stream:
+        with closing(batches(start.cubes, start.samples.middle(agreement.WINDOW), whole)) as stream:
             some = islice(stream, recipe.train.agree)
             fitted = agreement.begin(model, some, _noise(recipe.train.seed, 0, 0, device), stop)
     if not parallel.agreed(fitted):
@@ -250,7 +252,7 @@ def _gradients(
     A process has its share of a loss, and DDP and FSDP take the mean of the gradients: so they are scaled.
     """
     times, world = recipe.train.accumulate, parallel.size()
-    sums: dict[str, Tensor] = {}
+    found: dict[str, list[Tensor]] = {}
     waited, frames = 0.0, torch.zeros((), dtype=torch.int64, device=device)
     for micro in range(times):
         began = time.perf_counter()
@@ -260,10 +262,14 @@ def _gradients(
             loss, parts = step_of(batch, _noise(recipe.train.seed, step, micro, device))
             (loss * world / times).backward()
         for name, value in {"loss": loss, **parts}.items():
-            sums[name] = sums.get(name, 0) + value.detach() / times
+            found.setdefault(name, []).append(value.detach())
         frames += sum(each.present.flatten(2).any(-1).sum() for each in batch.inputs.values())
-    told = parallel.total(torch.stack([*sums.values(), frames.double()])).tolist()  # the one wait for the device
-    return dict(zip(sums, told, strict=False)), waited, int(told[-1])
+    # A part that some micro-batches lack, in all processes alike, is the mean of the others; the loss is of all.
+    means = [
+        torch.stack(each).mean() if name == "loss" else torch.stack(each).nanmean() for name, each in found.items()
+    ]
+    told = parallel.total(torch.stack([*means, frames.double()])).tolist()  # the one wait for the device
+    return dict(zip(found, told, strict=False)), waited, int(told[-1])
 
 
 def _unsynced(step_of: nn.Module):  # type: ignore[no-untyped-def]

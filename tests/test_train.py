@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import os
 import random
 import resource
@@ -27,17 +28,19 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from toys import YEAR, made_up_cube, noise_frames, toy_recipe
 
-from aefcli import checkpoint, recipe
+from aefcli import checkpoint, recipe, text
+from aefcli import train as training
 from aefcli.checkpoint import Run
 from aefcli.cube import Cube, open_cube, write_cube
 from aefcli.errors import BadInput, Diverged, Locked, NoResources
-from aefcli.ledger import locked
+from aefcli.ledger import locked, read, records_of
 from aefcli.recipe import Recipe
 from aefcli.report.board import board
+from aefcli.sample import batches, draw
 from aefcli.simulate import imagine
 from aefcli.sources import INPUTS
 from aefcli.start import Start, begin, go_on
-from aefcli.train import Record, train
+from aefcli.train import Record, schedule, train
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
@@ -249,13 +252,16 @@ def test_a_run_killed_twenty_times_ends_in_the_same_bits(cube: Cube, tmp_path: P
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_run_soon_and_it_goes_on(cube: Cube, tmp_path: Path, number: signal.Signals) -> None:
-    (tmp_path / "toy.toml").write_text(PLAN.replace(train={"steps": 500, "save_every": 500}).to_toml())
+    """The signal is sent to the loader process as well, as torchrun and schedulers do."""
+    plan = PLAN.replace(train={"steps": 500, "save_every": 500}, data={"workers": 1})
+    (tmp_path / "toy.toml").write_text(plan.to_toml())
     command = [sys.executable, "-c", "from aefcli.cli import main; main()", "train", str(cube.path), "--out", "run"]
-    child = subprocess.Popen([*command, "--recipe", "toy.toml"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    command += ["--recipe", "toy.toml"]
+    child = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
     log = tmp_path / "run" / "log.jsonl"
     while child.poll() is None and (not log.exists() or len(log.read_text().splitlines()) < 3):
         time.sleep(0.01)
-    child.send_signal(number)
+    os.killpg(child.pid, number)
     began = time.monotonic()
     _, err = child.communicate()
     assert time.monotonic() - began < 10
@@ -263,7 +269,43 @@ def test_a_signal_ends_a_run_soon_and_it_goes_on(cube: Cube, tmp_path: Path, num
     assert err.splitlines()[-1] == f"aef: ended by {number.name} (run the same command with --resume)"
     (state,) = (tmp_path / "run" / "state").glob("*.safetensors")
     with safe_open(state, "pt") as file:
-        assert int(file.metadata()["step"]) == len(checkpoint.records(Run(tmp_path / "run"))) >= 3
+        step = int(file.metadata()["step"])
+    assert step == len(checkpoint.records(Run(tmp_path / "run"))) >= 3
+    assert f"Training stands at step {step} of 500: unfinished." in (tmp_path / "run" / "card.md").read_text()
+
+
+def test_a_run_goes_on_with_the_texts_that_it_began_with(cube: Cube, tmp_path: Path) -> None:
+    plan = PLAN.replace(data={"targets": ["text"]}, model={"text": 8}, loss={"text": 0.1})
+    table = captioned(cube)
+    table.to_parquet(tmp_path / "texts.parquet")
+    texts = text.read(tmp_path / "texts.parquet")
+    start = begin(tmp_path / "run", [cube], plan, texts=texts)
+    until(start, 2)
+    again = go_on(start.run)
+    assert again.texts is not None
+    assert again.texts.key == texts.key
+    assert next(iter(train(again, CPU))).parts["text"] > 0
+    without = begin(tmp_path / "without", [cube], plan)
+    with pytest.raises(BadInput, match=r"was begun with no texts \(give those"):
+        go_on(without.run, texts=texts)
+    table.iloc[::-1].to_parquet(tmp_path / "texts.parquet")
+    with pytest.raises(BadInput, match="was begun with other texts"):
+        go_on(start.run)
+    (tmp_path / "texts.parquet").unlink()
+    with pytest.raises(BadInput, match="there is no table of text vectors"):
+        go_on(start.run)
+
+
+def test_a_cube_that_has_changed_under_a_run_is_told_of(tmp_path: Path) -> None:
+    """As `aef fetch --refresh` changes it: the request stays, what was fetched does not."""
+    cube = made_up_cube(tmp_path / "cube.zarr", side=144)
+    start = begin(tmp_path / "run", [cube], PLAN)
+    assert go_on(start.run).notes == start.notes
+    lines = records_of(cube.path) / "ledger.jsonl"
+    first = next(iter(read(cube.path).units.values()))["files"]
+    lines.write_text(lines.read_text().replace(next(iter(first.values())), "0" * 64))
+    (told,) = set(go_on(start.run).notes) - set(start.notes)
+    assert told.startswith(f"{cube.path} has changed since the run began")
 
 
 def test_what_does_not_fit_a_run_is_refused(cube: Cube, whole: Start, tmp_path: Path) -> None:
@@ -343,10 +385,57 @@ def test_a_disk_that_takes_no_more_is_one_line_and_the_run_goes_on(
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert (code, out, err.count("\n")) == (NoResources.code, "", 1) == (6, "", 1), err
         assert "File too large" in err
-    assert steps_of(run) == 1, "the first checkpoint follows the second step"
+    assert steps_of(run) == 2, "the first checkpoint follows the second step"
     code, _, err = aef("train", "--resume", "--out", "run", "--device", "cpu")
     assert code == 0, err
     assert_same(run, whole.run)
+
+
+# --- steps ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_encoder_stands_still_until_the_decoders_have_settled(cube: Cube, tmp_path: Path) -> None:
+    plan = PLAN.replace(train={"steps": 100, "lr": 1.0, "warmup": 20, "settle": 30})
+    rates = [schedule(step, plan.train, plan.train.settle) for step in (1, 30, 40, 50, 51, 100)]
+    assert rates == pytest.approx([0, 0, 0.5, 1, 1, 0.02])
+    assert schedule(1, plan.train) == 0.05
+    start = begin(tmp_path / "run", [cube], PLAN.replace(train={"agree": 0, "settle": 1}))
+    until(start, 1)
+    tensors, step = checkpoint.newest_state(start.run, start.recipe)
+    assert step == 1
+    fresh = {f"model.{name}": tensor for name, tensor in checkpoint.build(start.recipe).state_dict().items()}
+    moved = {name.split(".")[1] for name, tensor in fresh.items() if not torch.equal(tensors[name], tensor)}
+    assert moved == {"decoders"}
+
+
+def test_micro_batches_make_a_step_of_their_mean(cube: Cube, tmp_path: Path) -> None:
+    start = begin(tmp_path / "run", [cube], PLAN.replace(train={"agree": 0, "accumulate": 2, "clip": 1e9}))
+    record = next(iter(train(start, CPU)))
+    model, losses = start.model().train(), []
+    with closing(batches([cube], start.samples, start.recipe)) as stream:
+        for micro, batch in enumerate(itertools.islice(stream, 2)):
+            noise = training._noise(start.recipe.train.seed, 1, micro, CPU)
+            losses.append(training.objective(model, batch, start.recipe, noise)[0])
+    (sum(losses) / 2).backward()
+    gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+    assert record.loss == pytest.approx(sum(loss.item() for loss in losses) / 2, rel=1e-5)
+    assert record.norm == pytest.approx(float(torch.nn.utils.get_total_norm(gradients)), rel=1e-4)
+
+
+def test_a_part_that_a_micro_batch_lacks_is_that_of_the_others(cube: Cube) -> None:
+    plan = PLAN.replace(train={"accumulate": 2})
+    weight = torch.nn.Parameter(torch.ones(()))
+    parts = iter((torch.nan, 3.0))
+
+    class Step(torch.nn.Module):
+        def forward(self, batch: object, noise: object) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            part = next(parts)
+            return weight * 2, {"gedi": torch.tensor(part), "nlcd": torch.tensor(torch.nan)}
+
+    with closing(batches([cube], draw([cube], plan), plan)) as stream:
+        sums, _, _ = training._gradients(Step(), stream, 1, plan, CPU)
+    assert (sums["loss"], sums["gedi"], weight.grad) == (2, 3, 2)
+    assert math.isnan(sums["nlcd"])
 
 
 # --- watching ---------------------------------------------------------------------------------------------------------
@@ -502,7 +591,7 @@ def test_two_processes_train_as_one_with_the_double_batch(cube: Cube, tmp_path: 
     plan = PLAN.replace(
         data={"targets": ["text"]},
         model={"text": 8},
-        loss={"text": 0.1},
+        loss={"text": 0.1, "student_every": 2},
         train={"steps": 3, "shard": shard, "accumulate": 2, "look_every": 3, "save_every": 2, "agree": 0},
     )
     captioned(cube).to_parquet(cube.path.parent / "texts.parquet")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -139,7 +139,7 @@ def _texts(path: Path | None) -> Texts | None:
 
 def _steps(start: Start, device: torch.device, board: AbstractContextManager[Callable[[Record], None]]) -> Result | int:
     """Train, telling of it, and finish the run's folder; in all but the first process nothing is told."""
-    from aefcli import card, ledger, parallel
+    from aefcli import ledger, parallel
     from aefcli.report.run import look_png
     from aefcli.train import train as run_steps
 
@@ -153,7 +153,8 @@ def _steps(start: Start, device: torch.device, board: AbstractContextManager[Cal
     if run.weights.is_file():
         note(f"{run.path} is finished")
     began, told, last = time.monotonic(), 0.0, None
-    with ledger.locked(run.path / "lock", run.path), bar("training") as progress, board as tell, stopping() as stop:
+    alone = ledger.locked(run.path / "lock", run.path)
+    with alone, _carded(run), bar("training") as progress, board as tell, stopping() as stop:
         for record in run_steps(start, device, stop):
             if last is None:
                 first, since = record.step, time.monotonic()
@@ -169,12 +170,25 @@ def _steps(start: Start, device: torch.device, board: AbstractContextManager[Cal
                 left = (told - since) / max(1, record.step - first) * (steps - record.step)
                 eta = f"  ETA {timedelta(seconds=round(left))}" if record.step > first else ""
                 note(f"step {record.step}/{steps}  {_told(record)}{eta}")
-    card.write(run)
     figures: dict[str, Any] = {"recipe": start.recipe.hash, "steps": steps, "seconds": time.monotonic() - began}
     figures["notes"] = notes
     if last is not None:
         figures |= {"loss": last.loss, "parts": last.parts, "look": last.look.numbers if last.look else {}}
     return Result("train", [run.path], figures)
+
+
+@contextmanager
+def _carded(run: Run) -> Iterator[None]:
+    """Write the run's card in the end; also where it was cut off or failed, which is not to be hidden by that."""
+    from aefcli import card
+
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            card.write(run)
+        raise
+    card.write(run)
 
 
 def _told(record: Record) -> str:

@@ -15,14 +15,13 @@ endless stream of training batches. Knows neither the network nor the losses.
 """
 
 from aefcli.sample.statistics import measure
-from aefcli.sample.stream import Validation, batches, validation
+from aefcli.sample.stream import batches, validation
 from aefcli.sample.table import Samples, check, draw, supports_of
 from aefcli.sample.window import Statistics, in_period, normalise, window
 
 __all__ = [
     "Samples",
     "Statistics",
-    "Validation",
     "batches",
     "check",
     "draw",

@@ -101,5 +101,8 @@ def _as_it_is(found: Any) -> Any:
 
 
 def _deaf(number: int) -> None:
-    """Ctrl-C reaches all processes of a terminal: when the loaders end is for the one that trains to say."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ctrl-C reaches all processes of a terminal, and SIGTERM all that torchrun or a scheduler ends: when the loaders
+    end is for the one that trains to say.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -102,6 +102,7 @@ class Plan:
         rows = self._visited(order, np.full(sites, epoch))
         batches = sites // self.batch
         if batches >= _BUCKETS:
+            order, rows = order[: batches * self.batch], rows[: batches * self.batch]  # else it drops the longest ever
             # To a twelfth: how many frames there are is much the same in neighbours, and batches are not of these.
             total = np.sum(list(self.lengths.values()), axis=0)[rows]
             by_length = np.argsort(np.round(8 * np.log2(total)), kind="stable")

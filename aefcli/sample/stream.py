@@ -39,6 +39,12 @@ def batches(
         raise BadInput(
             f"train.batch = {recipe.train.batch} is no multiple of {world} processes", "set one that is, or start fewer"
         )
+    share, every = recipe.train.batch // world, recipe.loss.student_every
+    if world > 1 and share % every:  # else others would have a student than in one process
+        raise BadInput(
+            f"{share} samples of train.batch a process are no multiple of loss.student_every = {every}",
+            "set a larger batch, or start fewer",
+        )
     micros, workers = recipe.train.accumulate, recipe.data.workers
     plan = Plan(samples.of("train"), cubes, recipe)
 
@@ -51,19 +57,13 @@ def batches(
     return read_ahead(works(), reader, workers)
 
 
-class Validation(list[Batch]):
-    """Fixed batches. `held_out` is False where they are of places that are trained on: the table has no others."""
-
-    held_out = True
-
-
 def validation(
     cubes: Sequence[Cube], samples: Samples, recipe: Recipe, count: int, texts: Texts | None = None
-) -> Validation:
-    """`count` batches of the places that are held out, the same at every call."""
+) -> list[Batch]:
+    """`count` batches of the places that are held out, the same at every call; where the table has none, of those that
+    are trained on.
+    """
     held = samples.of("validation")
     plan = Plan(held if len(held) else samples.of("train"), cubes, recipe)
     reader = Reader(Cubes(cubes, recipe), recipe, texts)
-    found = Validation(reader(plan.work(number, (0, number), 0, 1)) for number in range(count))
-    found.held_out = len(held) > 0
-    return found
+    return [reader(plan.work(number, (0, number), 0, 1)) for number in range(count)]

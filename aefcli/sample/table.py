@@ -66,6 +66,11 @@ class Samples:
     def of(self, split: Split) -> Samples:
         return self.at(self.split == split)
 
+    def middle(self, side: int) -> Samples:
+        """The same places, of each window its middle alone, so many pixels wide."""
+        top, left = self.top + (self.side - side) // 2, self.left + (self.side - side) // 2
+        return replace(self, top=top, left=left, side=np.full(len(self), side))
+
     def counts(self) -> dict[str, int]:
         """Rows of each split, and sites."""
         train, validation = (int((self.split == split).sum()) for split in ("train", "validation"))
