@@ -230,6 +230,8 @@ def _scores(recipe: Recipe, data: Mapping[str, Any], log: Sequence[Mapping[str, 
             what = _MEASURES[name].format(even=spread(d), d=d)
             rows.append((name.replace("/", " "), f"{value:.3g}", what))
     where = "sites held out from training" if _held_out(data) else "sites that it was trained on: none were held out"
+    if seen := (data.get("from") or {}).get("seen"):
+        where += f", {seen} of which the run that it began from was trained on"
     return f"## Scores\n\nAt step {step}, of {where}.\n\n{_table(('measure', 'value', 'what it is'), rows)}"
 
 

@@ -86,12 +86,17 @@ def begin(
         "cubes": [_about(cube) for cube in cubes],
         "samples": {split: len(table.of(split)) for split in ("train", "validation")} | {"sites": len(set(table.site))},
         "texts": _of_texts(texts),
-        "from": old and {"path": str(old.path.resolve()), "model": checkpoint.identity(old)},
+        "from": old
+        and {
+            "path": str(old.path.resolve()),
+            "model": checkpoint.identity(old),
+            "seen": len(_seen(old, table)),
+        },
         "worlds": sorted({*filter(None, map(_world, cubes)), *(worlds(old) if old else ())}),
     }
     ledger.write_atomically(run.data, json.dumps(data, indent=1).encode())  # last: with it the run can be gone on with
     parallel.agreed(run.path)
-    return Start(run, recipe, cubes, table, texts, (*notes, *_lacking(recipe, cubes, table)))
+    return Start(run, recipe, cubes, table, texts, (*notes, *_lacking(recipe, cubes, table), *_flattered(data)))
 
 
 def go_on(
@@ -113,7 +118,7 @@ def go_on(
             f"{run.path} was begun with {'other' if data['texts'] else 'no'} texts", "give those, or train a new run"
         )
     table = Samples.load(run.samples, cubes, known)
-    notes = (*notes, *_lacking(known, cubes, table), *_changed(cubes, data["cubes"]), *_moved(run))
+    notes = (*notes, *_lacking(known, cubes, table), *_flattered(data), *_changed(cubes, data["cubes"]), *_moved(run))
     return Start(run, known, cubes, table, texts, notes)
 
 
@@ -150,12 +155,26 @@ def _versions() -> dict[str, Any]:
     }
 
 
+def _seen(old: Run, table: Samples) -> set[str]:
+    """The sites held out that another run was trained on; as far as sites are of one grid and size."""
+    if not old.samples.is_file():
+        return set()
+    return {*table.of("validation").site} & {*Samples.read(old.samples).of("train").site}
+
+
+def _flattered(data: dict[str, Any]) -> list[str]:
+    """What to say where scores of places held out are of places that the weights have learned from before."""
+    seen = (data["from"] or {}).get("seen")
+    told = f"the run that this one began from was trained on {seen} of the sites held out: their scores flatter"
+    return [told] if seen else []
+
+
 def _of_texts(texts: Texts | None) -> dict[str, str | None] | None:
-    return texts and {"path": texts.path and str(texts.path), "key": texts.key}
+    return {"path": str(texts.path) if texts.path else None, "key": texts.key} if texts else None
 
 
 def _key(about: dict[str, str | None] | None) -> str | None:
-    return about and about["key"]
+    return about["key"] if about else None
 
 
 def _texts_of(data: dict[str, Any]) -> Texts | None:
@@ -178,7 +197,7 @@ def _changed(cubes: Sequence[Cube], begun: Sequence[dict[str, Any]]) -> list[str
 def _content(cube: Cube) -> str | None:
     """A hash of what the cube's ledger says of its chunks; None where it has none."""
     record = ledger.read(cube.path)
-    return record and ledger.digest({unit: line["files"] for unit, line in record.units.items()})
+    return ledger.digest({unit: line["files"] for unit, line in record.units.items()}) if record else None
 
 
 def _moved(run: Run) -> list[str]:

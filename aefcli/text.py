@@ -173,7 +173,8 @@ def held(cubes: Sequence[Cube]) -> Texts | None:
         return None
     if len(widths := {table[-1].shape[1] for table in tables}) > 1:
         raise BadInput(f"the cubes hold vectors of {sorted(widths)} numbers", "--text names a table for all of them")
-    return Texts(*(np.concatenate(parts) for parts in zip(*tables, strict=True)))
+    lon, lat, start, end, vectors = (np.concatenate(parts) for parts in zip(*tables, strict=True))
+    return Texts(lon, lat, start, end, vectors)
 
 
 # --- the table of vectors -------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from toys import YEAR, made_up_cube, noise_frames, toy_recipe
 
-from aefcli import checkpoint, recipe, text
+from aefcli import card, checkpoint, recipe, text
 from aefcli import train as training
 from aefcli.checkpoint import Run
 from aefcli.cube import Cube, open_cube, write_cube
@@ -479,6 +479,7 @@ def test_a_run_begins_from_another_with_fewer_sources(cube: Cube, whole: Start, 
     plan = PLAN.replace(data={"sources": ["landsat", "sentinel-2"], "frames": [4, 4]})
     start = begin(tmp_path / "run", [cube], plan, old=whole.run)
     model, old = start.model(), checkpoint.load(whole.run)
+    assert start.notes == ()
     assert start.recipe.statistics["landsat"] == whole.recipe.statistics["landsat"]
     torch.testing.assert_close(model.stem["landsat"].project.weight, old.stem["landsat"].project.weight)
     inputs = {name: noise_frames(name, b=2, t=4, side=16) for name in ("landsat", "sentinel-2")}
@@ -493,6 +494,22 @@ def test_a_run_begins_from_another_with_fewer_sources(cube: Cube, whole: Start, 
     with pytest.raises(BadInput, match=r"has model\.time = 32, the recipe 64"):
         begin(tmp_path / "wide", [cube], PLAN.replace(model={"time": 64}), old=whole.run)
     assert not (tmp_path / "wide").exists()
+
+
+def test_held_out_sites_that_the_run_before_was_trained_on_are_told_of(
+    cube: Cube, whole: Start, tmp_path: Path
+) -> None:
+    plan = PLAN.replace(data={"validation": 0.5}, train={"seed": 1, "steps": 1, "look_every": 1})
+    start = begin(tmp_path / "run", [cube], plan, old=whole.run)
+    before, now = ({*each.samples.of("train").site} for each in (whole, start))
+    held = {*start.samples.site} - now
+    count = len(held & before)
+    assert 0 < count < len(before)
+    told = f"the run that this one began from was trained on {count} of the sites held out: their scores flatter"
+    assert start.notes == (told,)
+    assert told in go_on(start.run).notes
+    list(train(start, CPU))
+    assert f"held out from training, {count} of which the run that it" in card.write(start.run).read_text()
 
 
 def test_a_run_begins_from_another_with_more_sources(cube: Cube, tmp_path: Path) -> None:

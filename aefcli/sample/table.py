@@ -105,9 +105,28 @@ class Samples:
         return path
 
     @classmethod
+    def read(cls, path: Path) -> Samples:
+        """Read a table that `save` wrote, as it was written. Raises BadInput where it is none."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        hint = "aef samples CUBE ... makes one"
+        if not path.is_file():
+            raise BadInput(f"there is no table of samples {path}", hint)
+        try:
+            table = pq.read_table(path)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise BadInput(f"{path} is no Parquet file, or damaged", hint) from error
+        about = table.schema.metadata or {}
+        if about.get(_FORMAT) != b"1" or set(COLUMNS) - set(table.column_names):
+            raise BadInput(f"{path} is no table of samples", hint)
+        columns = {name: table[name].to_numpy() for name in COLUMNS}
+        return cls(**columns, cubes=json.loads(about[_CUBES]))
+
+    @classmethod
     def load(cls, path: Path, cubes: Sequence[Cube], recipe: Recipe) -> Samples:
-        """Read a table that `save` wrote. Raises BadInput where it is none, or not of these cubes and this recipe."""
-        samples = _read(path)
+        """Read a table for these cubes and this recipe. Raises BadInput where it is not of them, and as `read` does."""
+        samples = cls.read(path)
         try:
             return _fitted(samples, cubes, recipe)
         except BadInput as error:
@@ -115,24 +134,6 @@ class Samples:
 
 
 COLUMNS = tuple(field.name for field in fields(Samples) if field.name != "cubes")
-
-
-def _read(path: Path) -> Samples:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    hint = "aef samples CUBE ... makes one"
-    if not path.is_file():
-        raise BadInput(f"there is no table of samples {path}", hint)
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise BadInput(f"{path} is no Parquet file, or damaged", hint) from error
-    about = table.schema.metadata or {}
-    if about.get(_FORMAT) != b"1" or set(COLUMNS) - set(table.column_names):
-        raise BadInput(f"{path} is no table of samples", hint)
-    columns = {name: table[name].to_numpy() for name in COLUMNS}
-    return Samples(**columns, cubes=json.loads(about[_CUBES]))
 
 
 def _fitted(samples: Samples, cubes: Sequence[Cube], recipe: Recipe) -> Samples:
