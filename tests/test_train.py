@@ -252,8 +252,8 @@ def test_a_run_killed_twenty_times_ends_in_the_same_bits(cube: Cube, tmp_path: P
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_run_soon_and_it_goes_on(cube: Cube, tmp_path: Path, number: signal.Signals) -> None:
-    """The signal is sent to the loader process as well, as torchrun and schedulers do."""
-    plan = PLAN.replace(train={"steps": 500, "save_every": 500}, data={"workers": 1})
+    """The loader process has the signal as well, as from torchrun and schedulers; the step asks it for more batches."""
+    plan = PLAN.replace(train={"steps": 500, "save_every": 500, "batch": 2, "accumulate": 8}, data={"workers": 1})
     (tmp_path / "toy.toml").write_text(plan.to_toml())
     command = [sys.executable, "-c", "from aefcli.cli import main; main()", "train", str(cube.path), "--out", "run"]
     command += ["--recipe", "toy.toml"]
