@@ -182,13 +182,13 @@ def _carded(run: Run) -> Iterator[None]:
     """Write the run's card in the end; also where it was cut off or failed, which is not to be hidden by that."""
     from aefcli import card
 
+    whole = False
     try:
         yield
-    except BaseException:
-        with suppress(OSError):
+        whole = True
+    finally:
+        with nullcontext() if whole else suppress(OSError):
             card.write(run)
-        raise
-    card.write(run)
 
 
 def _told(record: Record) -> str:
