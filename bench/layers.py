@@ -5,7 +5,7 @@ Sentinel-2: `r2/composite` and `r2/harmonics` of `aefcli.watch`, taught at every
 tested at the rest, at the same pixels for all. RUN is a finished run, `nano`, or `untrained`: the shipped network with
 random weights (default: untrained nano).
 
-    bands      the clear pixels' values in each twelfth of the support, all inputs: as much as there is to know
+    bands      the clear pixels' values in each twelfth of the support, all inputs: what the others are held to
     stem       what the stems make of these pixels, in the same twelfths: with the next, the summariser's inputs
     encoder    what the STP encoder makes of their 2x2 cells, likewise
     detail     the stems' output as the summariser's heads pool it, by weights of its own
