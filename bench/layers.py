@@ -170,10 +170,12 @@ def pooled(model: Model, encoded: Encoded, valid: Tensor) -> dict[str, Float[Ten
     b, h, w = encoded.seen.shape
     details, features = [], []
     for kind, pool in enumerate(model.summariser.pools.values()):
-        detail, feature = pool.attend(*pool.prepared(encoded.of(kind), valid))
-        cells = detail.view(b, h // 2, w // 2, 2, 2, -1).transpose(2, 3)
+        asked = pool.asked(encoded.of(kind), valid)
+        weights = pool.weigh(asked)
+        detail = torch.stack([pool.detail_of(which, weights, asked) for which in range(4)])
+        cells = detail.view(2, 2, b, h // 2, w // 2, -1).permute(2, 3, 0, 4, 1, 5)
         details.append(cells.reshape(b, h, w, -1))
-        wide = feature.reshape(b, h // 2, w // 2, -1)
+        wide = pool.features(weights, asked).reshape(b, h // 2, w // 2, -1)
         features.append(wide.repeat_interleave(2, 1).repeat_interleave(2, 2))
     return {"detail": torch.cat(details, dim=-1), "features": torch.cat(features, dim=-1)}
 

@@ -267,7 +267,8 @@ def test_checkpointing_keeps_a_fifth_at_most() -> None:
 
 def test_bytes_kept_are_those_that_autograd_saves(ours: Model) -> None:
     inputs, model = measure.noise(side=16), measure.stirred(TOY.plan).train()
-    given = [*model.parameters(), *(tensor for frames in inputs.values() for tensor in vars(frames).values())]
+    held_anyway = [*model.parameters(), *model.buffers()]
+    given = [*held_anyway, *(tensor for frames in inputs.values() for tensor in vars(frames).values())]
     own = {tensor.untyped_storage().data_ptr() for tensor in given}
     saved: dict[int, torch.Tensor] = {}
 

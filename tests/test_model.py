@@ -20,6 +20,7 @@ from aefcli import checkpoint
 from aefcli.batch import DAY, Frames, stack
 from aefcli.extent import Period
 from aefcli.model import (
+    Asked,
     Model,
     Neighbours,
     Pool,
@@ -257,14 +258,14 @@ def test_cells_of_any_number_of_samples_are_pooled_a_few_at_a_time(
 ) -> None:
     """However large the batch, no more is held at once, and nothing else comes out of it."""
     inputs, valid = noise_inputs(b=5), VALID[:1].expand(5, 1, 2)
-    encoded, sizes, mix = model.encode(inputs), [], Pool.mix
+    encoded, sizes, pool = model.encode(inputs), [], Pool.forward
     once = model.summarise(encoded, valid)
 
-    def noted(pool: Pool, cells: torch.Tensor, lacking: torch.Tensor, asked: torch.Tensor, bias: torch.Tensor) -> Any:
-        sizes.append(math.prod(cells.shape[:3]) * asked.shape[1] * cells.shape[-1])
-        return mix(pool, cells, lacking, asked, bias)
+    def noted(self: Pool, asked: Asked, *others: Any) -> Any:
+        sizes.append(math.prod(asked.cells.shape[:3]) * asked.wanted.shape[-1] * asked.cells.shape[-1])
+        return pool(self, asked, *others)
 
-    monkeypatch.setattr(Pool, "mix", noted)
+    monkeypatch.setattr(Pool, "forward", noted)
     row = 16 * 2 * (4 * 6 + 4 + 16 + 1)  # cells, heads, and what each head pools of a cell
     for rows, times in ((3, 2), (40, 1), (1, 1)):
         monkeypatch.setattr(summariser, "_POOLED", rows * row)

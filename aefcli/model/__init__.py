@@ -28,10 +28,11 @@ from aefcli.model.network import Model
 from aefcli.model.packing import Encoded, Layout, slots
 from aefcli.model.parts import Perceptron, silent, unit
 from aefcli.model.stem import SourceEncoder, by_cell
-from aefcli.model.summariser import Pool, Summariser
+from aefcli.model.summariser import Asked, Pool, Summariser
 from aefcli.model.timecodes import describe, position, relative, timecode
 
 __all__ = [
+    "Asked",
     "Attention",
     "Block",
     "Decoder",

@@ -13,7 +13,6 @@ from aefcli.model.parts import unit
 
 _SHARPNESS = 12.0  # to begin with
 _BLOCK = 8  # px along the sides of the squares whose pixels are compared together with all around them
-_AT_ONCE, _AT_ONCE_GPU = 2**14, 2**22  # px that are compared at a time; a CPU keeps those in its cache
 
 
 class Neighbours(nn.Module):
@@ -37,23 +36,22 @@ class Neighbours(nn.Module):
         self.register_buffer("near", near, persistent=False)
 
     def forward(self, vectors: Float[Tensor, "n d h w"], seen: Bool[Tensor, "n h w"]) -> Float[Tensor, "n d h w"]:
-        """Unit vectors in, unit vectors out. A pixel that no frame saw serves no other."""
-        samples = max(1, (_AT_ONCE_GPU if vectors.is_cuda else _AT_ONCE) // seen[0].numel())
-        pairs = zip(vectors.split(samples), seen[:, None].split(samples), strict=True)
-        return torch.cat([self.mean(*some) for some in pairs])
-
-    def mean(self, vectors: Float[Tensor, "n d h w"], seen: Bool[Tensor, "n 1 h w"]) -> Float[Tensor, "n d h w"]:
-        """That of a few samples, square by square."""
+        """Unit vectors in, unit vectors out, fastest with channels last in memory. A pixel that no frame saw serves no
+        other.
+        """
         height, width = vectors.shape[-2:]
         right, below, reach = -width % _BLOCK, -height % _BLOCK, self.reach
         beyond, around = (0, right, 0, below), (reach, right + reach, reach, below + reach)
-        own, others = squares(F.pad(vectors, beyond), 0), squares(F.pad(vectors, around), reach)
-        alone, there = ~squares(F.pad(seen, beyond), 0), squares(F.pad(seen, around), reach)
+        serving = vectors * seen[:, None]  # the others add nothing, however alike
+        own, others = squares(F.pad(vectors, beyond), 0), squares(F.pad(serving, around), reach)
+        alone = ~squares(F.pad(seen[:, None], beyond), 0)
         with torch.autocast(vectors.device.type, enabled=False):  # bfloat16 cannot tell what is alike from what is same
-            alike = torch.exp(self.log_sharpness.exp() * (own @ others.transpose(-1, -2) - 1))
-            total = (alike * (there.transpose(-1, -2) & self.near)) @ others + own * alone
-        whole = total.unflatten(-2, (_BLOCK, _BLOCK)).permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
-        return unit(whole[..., :height, :width], dim=1)
+            sharpness = self.log_sharpness.exp().to(own.dtype)
+            shape, keys = own.shape[:3], others.flatten(0, 2)
+            cosines = torch.baddbmm(-sharpness, (sharpness * own).flatten(0, 2), keys.transpose(-1, -2))
+            total = torch.bmm(cosines.exp() * self.near, keys).unflatten(0, shape) + own * alone
+        whole = total.unflatten(-2, (_BLOCK, _BLOCK)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        return unit(whole[:, :height, :width].movedim(-1, 1), dim=1)
 
 
 def squares(maps: Shaped[Tensor, "n d h w"], reach: int) -> Shaped[Tensor, "n h8 w8 q d"]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from functools import partial, reduce
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import cast
 
 import torch
@@ -21,9 +22,39 @@ from aefcli.recipe import Model as Sizes
 
 _ABSENT = -1e30  # a logit that leaves nothing after softmax, and yet is finite where all frames have it
 _POOLED, _POOLED_GPU = 2**22, 2**28  # numbers that rows of one sample are pooled to; a CPU keeps those in its cache
+_AT_ONCE, _AT_ONCE_GPU = 2**14, 2**22  # px that the hidden layer is projected of, and compared, at a time
 _SAMPLES = 8  # times as many, that rows of several samples are
 _NARROW = 2.5  # times that a head's bell begins narrower than the distance of two; widths hardly move in a short run
 _REACHED = 0.25  # of a period: frames that reach so far into it are those that it is summarised by
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of one source's frames. The key's projection is folded into what is wanted of them, and the value's
+    follows the pooling, which is the same sum: no map of keys or values is made per frame.
+    """
+
+    cells: Float[Tensor, "b h2 w2 t c"]  # each pixel's detail and whether it was shown, features, how clear if there
+    wanted: Float[Tensor, "b e1 pk"]  # of features and clearness, by each head in each period
+    bias: Float[Tensor, "b t pk"]  # what a head favours the frame by for its instant
+
+    def samples(self, number: int) -> Iterator[Asked]:
+        """A few of the batch at a time."""
+        return map(Asked, *(part.split(number) for part in (self.cells, self.wanted, self.bias)))
+
+    def rows(self, number: int) -> Iterator[Asked]:
+        """A few rows of cells at a time."""
+        return (replace(self, cells=cells) for cells in self.cells.split(number, dim=1))
+
+
+def _at_once(asked: Asked) -> tuple[int, int]:
+    """How many samples, and rows of their cells, are pooled at once: features that each head pools of all cells would
+    be many times the encoder's.
+    """
+    most = _POOLED_GPU if asked.cells.is_cuda else _POOLED
+    row = asked.wanted.shape[-1] * asked.cells.shape[2] * asked.cells.shape[-1]
+    rows = min(max(1, most // row), asked.cells.shape[1])
+    return max(1, _SAMPLES * most // (row * rows)), rows
 
 
 class Pool(nn.Module):
@@ -63,96 +94,64 @@ class Pool(nn.Module):
         self.instead = nn.ModuleDict(stand_ins)
 
     def forward(
-        self,
-        encoded: Encoded,
-        valid: Int[Tensor, "b p 2"],
-        showed: Bool[Tensor, "b h2 w2 4"],
-        others: Mapping[str, Bool[Tensor, "b h2 w2 4"]],
-        checkpointing: bool = False,
-    ) -> Float[Tensor, "b h2 w2 p 5 f"]:
-        """Of the frames of this source, what each cell adds to the hidden layer, and what each of its four pixels does.
-        It and `others`, by source: which pixels any frame showed.
+        self, asked: Asked, pixels: Sequence[Float[Tensor, "bhwp f"]], lacking: Bool[Tensor, "b h2 w2 4 o"]
+    ) -> tuple[Float[Tensor, "bhwp f"], list[Float[Tensor, "bhwp f"]]]:
+        """What each cell adds to the hidden layer, and what each of its four `pixels` holds with what it adds there.
 
-        A few rows at a time, and of a large batch some samples: each head's features of all cells at once would be many
-        times the encoder's.
+        `lacking` are the pixels that frames of this source showed and none of another, for each of the others.
         """
-        cells, asked, bias = self.prepared(encoded, valid)
-        lacking = torch.stack([showed, *(showed & ~others[name] for name in self.instead)], dim=-1)[..., 1:]
-        at_once = _POOLED_GPU if cells.is_cuda else _POOLED
-        row = asked.shape[1] * cells.shape[2] * cells.shape[-1]  # numbers that one of one sample is pooled to
-        rows = max(1, at_once // row)
-        samples = max(1, _SAMPLES * at_once // (row * min(rows, cells.shape[1])))
-        mix = partial(checkpoint, self.mix, use_reentrant=False) if checkpointing else self.mix
-        split = zip(*(each.split(samples) for each in (cells, lacking, asked, bias)), strict=True)
-        parts = [
-            torch.cat([mix(*each, *of) for each in zip(some.split(rows, 1), lacks.split(rows, 1), strict=True)], dim=1)
-            for some, lacks, *of in split
-        ]
-        added = torch.cat(parts)
-        usual = F.pad(~showed[..., None, :, None] * self.usual.to(added.dtype), (0, 0, 1, 0))
-        return added.unflatten(-1, (valid.shape[1], 5, -1)) + usual
+        weights, periods, added = self.weigh(asked), asked.wanted.shape[-1] // self.heads, []
+        for which, (onto, lacks) in enumerate(zip(pixels, lacking.unbind(3), strict=True)):
+            detail = self.detail_of(which, weights, asked)
+            fine = torch.addmm(onto, detail, self.fine.weight.t())
+            for stand_in, where in zip(self.instead.values(), lacks.unbind(-1), strict=True):
+                (at,) = where[..., None].expand(-1, -1, -1, periods).flatten().nonzero(as_tuple=True)
+                # Where there is none of them, too: every weight has to have a gradient in every process.
+                fine.index_add_(0, at, stand_in(detail[at]))
+            added.append(fine)
+        values = torch.bmm(self.features(weights, asked).transpose(0, 1), self.value).transpose(0, 1)
+        return self.hidden(values.flatten(1)), added
 
-    def somewhere(self, encoded: Encoded) -> Bool[Tensor, "b h2 w2 4"]:
-        """Whether any frame showed the pixel."""
-        return encoded.layout.spread(encoded.shown).any(1).permute(0, 2, 3, 1)
-
-    def prepared(
-        self, encoded: Encoded, valid: Int[Tensor, "b p 2"]
-    ) -> tuple[Float[Tensor, "b h2 w2 t c"], Float[Tensor, "b pk c1"], Float[Tensor, "b pk t"]]:
-        """What the cells show, what each head asks of it, and what it adds to the logits for the frame's instant."""
+    def asked(self, encoded: Encoded, valid: Int[Tensor, "b p 2"]) -> Asked:
+        """What is asked of the frames of this source for the valid periods."""
         layout, absent = encoded.layout, ~encoded.present[:, None]
         # What is known of a frame apart from its content: how clear it looks, and whether it is there at all.
         known = torch.where(absent, _ABSENT, encoded.clear[:, None].to(encoded.features.dtype))
         detail, shown = (part.to(encoded.features.dtype) for part in (encoded.detail, encoded.shown))
-        told = torch.cat([detail, shown, encoded.features], dim=1).masked_fill(absent, 0.0)
-        flagged = torch.cat([told, known], dim=1)
-        cells = layout.spread(flagged).permute(0, 3, 4, 1, 2).contiguous()
+        pixels = torch.cat([detail.unflatten(1, (4, -1)), shown[:, :, None]], dim=2).flatten(1, 2)
+        told = torch.cat([pixels, encoded.features], dim=1).masked_fill(absent, 0.0)
+        cells = layout.spread(torch.cat([told, known], dim=1)).permute(0, 3, 4, 1, 2).contiguous()
         query = self.query(describe(valid).to(self.key.dtype)).unflatten(-1, (self.heads, -1))
-        asked = F.pad(torch.einsum("bpke,kce->bpkc", query, self.key), (0, 1), value=1.0).flatten(1, 2)
-        return cells, asked, self.bias(layout, valid, query)
+        wanted = F.pad(torch.einsum("bpke,kce->bpkc", query, self.key), (0, 1), value=1.0).flatten(1, 2)
+        return Asked(cells, wanted.transpose(1, 2), self.bias(layout, valid, query))
 
-    def mix(
-        self,
-        cells: Float[Tensor, "b h w t c"],
-        lacking: Bool[Tensor, "b h w 4 o"],
-        asked: Float[Tensor, "b pk c1"],
-        bias: Float[Tensor, "b pk t"],
-    ) -> Float[Tensor, "b h w pf"]:
-        """What cells and pixels add to the hidden layer; nothing where there was no frame.
+    def weigh(self, asked: Asked) -> Float[Tensor, "bhw pk t"]:
+        """Softmax over the frames of each cell, per period and head."""
+        content = asked.cells[..., 4 * (self.detail + 1) :].flatten(1, 3) @ asked.wanted
+        logits = content.unflatten(1, asked.cells.shape[1:4]) + asked.bias[:, None, None]
+        # Over frames that lie apart in memory: with few of them side by side it takes a CPU twenty times as long.
+        return logits.softmax(-2).flatten(0, 2).transpose(1, 2)
 
-        The key's projection is folded into what is asked and the value's follows the pooling, which is the same sum:
-        no map of keys or values is made per frame.
-        """
-        detail, features = self.attend(cells, asked, bias)
-        values = torch.bmm(features.transpose(0, 1), self.value).transpose(0, 1).flatten(1)
-        fine = self.fine(detail)
-        pixels, periods = detail.flatten(0, 1), asked.shape[1] // self.heads
-        for stand_in, where in zip(self.instead.values(), lacking.unbind(-1), strict=True):
-            (at,) = where[..., None, :].expand(-1, -1, -1, periods, -1).flatten().nonzero(as_tuple=True)
-            # Where there is none of them, too: every weight has to have a gradient in every process.
-            fine.view(-1, fine.shape[-1]).index_add_(0, at, stand_in(pixels[at]))
-        return torch.cat([self.hidden(values)[:, None], fine], dim=1).view(*cells.shape[:3], -1)
+    def detail_of(self, which: int, weights: Float[Tensor, "bhw pk t"], asked: Asked) -> Float[Tensor, "bhwp kd"]:
+        """The pooled detail of one of the four pixels of each cell, from the frames that showed it."""
+        wide = self.detail + 1
+        pooled = weights @ asked.cells[..., which * wide : (which + 1) * wide].flatten(0, 2)
+        detail, weight = pooled.split([self.detail, 1], dim=-1)
+        return (detail * weight.clamp(min=1e-6).reciprocal()).reshape(-1, self.heads * self.detail)
 
-    def attend(
-        self, cells: Float[Tensor, "b h w t c"], asked: Float[Tensor, "b pk c1"], bias: Float[Tensor, "b pk t"]
-    ) -> tuple[Float[Tensor, "bhwp 4 ke"], Float[Tensor, "bhwp k d"]]:
-        """Softmax over the frames of each cell, per period and head: the detail of its pixels, and its features."""
-        fine = 4 * self.detail
-        logits = asked[:, None, None] @ cells[..., fine + 4 :].transpose(-1, -2) + bias[:, None, None]
-        pooled = (logits.softmax(-1) @ cells[..., :-1]).reshape(-1, self.heads, cells.shape[-1] - 1)
-        detail, weight, features = pooled.split([fine, 4, pooled.shape[-1] - fine - 4], dim=-1)
-        # As many numbers as the detail, though four would do: a division by rows of 18 takes three times as long.
-        share = weight.clamp(min=1e-6).reciprocal().repeat_interleave(self.detail, dim=-1)
-        return (detail * share).unflatten(-1, (4, -1)).transpose(1, 2).flatten(2), features
+    def features(self, weights: Float[Tensor, "bhw pk t"], asked: Asked) -> Float[Tensor, "bhwp k e"]:
+        """The pooled features of each cell."""
+        features = asked.cells[..., 4 * (self.detail + 1) : -1].flatten(0, 2)
+        return (weights @ features).view(-1, self.heads, features.shape[-1])
 
     def bias(
         self, layout: Layout, valid: Int[Tensor, "b p 2"], query: Float[Tensor, "b p k e"]
-    ) -> Float[Tensor, "b pk t"]:
+    ) -> Float[Tensor, "b t pk"]:
         """What a frame's instant adds to its logits, whatever it shows; slots without a frame are out."""
         keys = self.key_time(timecode(layout.time).to(self.key.dtype)).unflatten(-1, (self.heads, -1))
         timely = torch.einsum("nke,npke->npk", keys, query[layout.site]) / math.sqrt(keys.shape[-1])
         bias = layout.spread(timely + self.nearness(layout, valid))
-        return bias.masked_fill(~layout.filled[..., None, None], _ABSENT).flatten(2).transpose(1, 2)
+        return bias.masked_fill(~layout.filled[..., None, None], _ABSENT).flatten(2)
 
     def nearness(self, layout: Layout, valid: Int[Tensor, "b p 2"]) -> Float[Tensor, "n p k"]:
         """How much each head favours a frame for where it lies in the valid period, or in the year that stands for it.
@@ -185,6 +184,11 @@ def _within_reach(layout: Layout, valid: Int[Tensor, "b p 2"]) -> Int[Tensor, "b
     return torch.stack([start, end], dim=-1).round().long()
 
 
+def _anywhere(encoded: Encoded) -> Bool[Tensor, "b h2 w2 4"]:
+    """Whether any frame showed the pixel."""
+    return encoded.layout.spread(encoded.shown).any(1).permute(0, 2, 3, 1)
+
+
 class Summariser(nn.Module):
     """For a valid period: attention pooling of each source's frames, up-sampling to L, projection, unit length, and
     the mean of the neighbours that look alike.
@@ -208,22 +212,70 @@ class Summariser(nn.Module):
     def forward(
         self, encoded: Encoded, valid: Int[Tensor, "b p 2"], checkpointing: bool = False
     ) -> Float[Tensor, "b p d h w"]:
-        pools = {name: cast(Pool, pool) for name, pool in self.pools.items()}
-        parts = dict(zip(pools, map(encoded.of, range(len(pools))), strict=True))
-        showed = {name: pool.somewhere(parts[name]) for name, pool in pools.items()}
-        added = (pool(parts[name], valid, showed[name], showed, checkpointing) for name, pool in pools.items())
-        cells, pixels = reduce(torch.add, added).split([1, 4], dim=4)  # b h2 w2 p 1 f
-        cells = cells.squeeze(4).permute(0, 3, 4, 1, 2).flatten(0, 1)
-        pixels = pixels.unflatten(4, (2, 2)).permute(0, 3, 6, 1, 4, 2, 5).flatten(5).flatten(3, 4).flatten(0, 1)
-        # Cells that no frame saw hold nothing to expand into their neighbours.
-        some = encoded.layout.spread(encoded.present).any(1).repeat_interleave(valid.shape[1], 0)[:, None]
+        parts = {cast(Pool, pool): encoded.of(kind) for kind, pool in enumerate(self.pools.values())}
+        asked = [pool.asked(part, valid) for pool, part in parts.items()]
+        showed = torch.stack([_anywhere(part) for part in parts.values()], dim=-1)
+        some = encoded.layout.spread(encoded.present).any(1)
+        samples, rows = _at_once(asked[0])
+        batches = zip(
+            zip(*(each.samples(samples) for each in asked), strict=True),
+            *(each.split(samples) for each in (showed, some, encoded.seen)),
+            strict=True,
+        )
+        return torch.cat([self.vectors(*batch, rows=rows, checkpointing=checkpointing) for batch in batches])
+
+    def vectors(
+        self,
+        asked: Sequence[Asked],
+        showed: Bool[Tensor, "b h2 w2 4 s"],
+        some: Bool[Tensor, "b h2 w2"],
+        seen: Bool[Tensor, "b h w"],
+        *,
+        rows: int,
+        checkpointing: bool,
+    ) -> Float[Tensor, "b p d h w"]:
+        """Those of a few samples. `some` are the cells that any frame saw, `seen` the pixels."""
+        mix = partial(checkpoint, self.mix, use_reentrant=False) if checkpointing else self.mix
+        strips = zip(zip(*(each.rows(rows) for each in asked), strict=True), showed.split(rows, 1), strict=True)
+        mixed = zip(*(mix(*strip) for strip in strips), strict=True)
+        # Channels last in memory, as they come.
+        cells, pixels = (torch.cat(parts, dim=2).flatten(0, 1).movedim(-1, 1) for parts in mixed)
+        periods = len(cells) // len(seen)
+        some, seen = (each.repeat_interleave(periods, 0) for each in (some, seen))
+        maps = max(1, (_AT_ONCE_GPU if cells.is_cuda else _AT_ONCE) // seen[0].numel())
+        fields = zip(*(each.split(maps) for each in (cells, pixels, some, seen)), strict=True)
+        return torch.cat([self.project(*each) for each in fields]).unflatten(0, (-1, periods))
+
+    def project(
+        self,
+        cells: Float[Tensor, "n f h2 w2"],
+        pixels: Float[Tensor, "n f h w"],
+        some: Bool[Tensor, "n h2 w2"],
+        seen: Bool[Tensor, "n h w"],
+    ) -> Float[Tensor, "n d h w"]:
+        """The hidden layer to vectors. Cells that no frame saw hold nothing to expand into their neighbours."""
         expand = partial(F.interpolate, scale_factor=2, mode="bilinear", align_corners=False)
-        hidden = expand(cells * some) / expand(some.to(cells.dtype)).clamp(min=0.1) + pixels
-        hidden = hidden + self.level.to(hidden.dtype)[:, None, None]
+        share = expand(some[:, None].to(cells.dtype)).clamp(min=0.1)
+        hidden = torch.addcdiv(pixels, expand(cells * some[:, None]), share)
         vectors = unit(self.shared(F.gelu(hidden)), dim=1)
-        if self.neighbours is not None:
-            vectors = self.neighbours(vectors, encoded.seen.repeat_interleave(valid.shape[1], 0))
-        return vectors.unflatten(0, valid.shape[:2])
+        return vectors if self.neighbours is None else self.neighbours(vectors, seen)
+
+    def mix(
+        self, asked: Sequence[Asked], showed: Bool[Tensor, "b h2 w2 4 s"]
+    ) -> tuple[Float[Tensor, "b p h2 w2 f"], Float[Tensor, "b p h w f"]]:
+        """The hidden layer of a few rows: what all sources add to their cells, and what to their pixels."""
+        pools = {name: cast(Pool, pool) for name, pool in self.pools.items()}
+        found = dict(zip(pools, showed.unbind(-1), strict=True))
+        shape = (*showed.shape[:3], asked[0].wanted.shape[-1] // next(iter(pools.values())).heads, -1)
+        usual = sum((~found[name][..., None] * pool.usual for name, pool in pools.items()), self.level)
+        pixels = [each[..., None, :].expand(shape).flatten(0, 3) for each in usual.unbind(3)]
+        cells = []
+        for (name, pool), part in zip(pools.items(), asked, strict=True):
+            lacking = [found[name] & ~found[other] for other in pool.instead]
+            added, pixels = pool(part, pixels, torch.stack([found[name], *lacking], dim=-1)[..., 1:])
+            cells.append(added.view(shape))
+        squares = torch.stack(pixels).view(2, 2, *shape).permute(2, 5, 3, 0, 4, 1, 6)
+        return sum(cells).permute(0, 3, 1, 2, 4), squares.flatten(4, 5).flatten(2, 3)
 
     def pooled_detail(
         self, encoded: Encoded, valid: Int[Tensor, "b 1 2"]
@@ -232,9 +284,9 @@ class Summariser(nn.Module):
         details, theres = [], []
         for kind, each in enumerate(self.pools.values()):
             pool, shown = cast(Pool, each), encoded.of(kind)
-            detail, _ = pool.attend(*pool.prepared(shown, valid))
-            details.append(detail[:, 0])
-            theres.append(pool.somewhere(shown)[..., 0].flatten())
+            asked = pool.asked(shown, valid)
+            details.append(pool.detail_of(0, pool.weigh(asked), asked))
+            theres.append(_anywhere(shown)[..., 0].flatten())
         return torch.stack(details), torch.stack(theres)
 
     @torch.no_grad()
