@@ -25,13 +25,15 @@ class Layout:
     shape: tuple[int, int]  # (b, most frames of any row)
 
     def spread(self, packed: Tensor) -> Tensor:
-        """(n, ...) -> (b, t, ...), zeros where a row has fewer frames."""
+        """(n, ...) -> (b, t, ...), zeros where a row has fewer frames; the same memory where none has."""
+        if self.even:
+            return packed.unflatten(0, self.shape)
         out = packed.new_zeros(*self.shape, *packed.shape[1:])
         return out.index_put((self.site, self.slot), packed)
 
     def gather(self, spread: Tensor) -> Tensor:
         """(b, t, ...) -> (n, ...): the inverse."""
-        return spread[self.site, self.slot]
+        return spread.flatten(0, 1) if self.even else spread[self.site, self.slot]
 
     def of(self, source: int) -> tuple[Layout, Int[Tensor, " m"]]:
         """The frames of one source by themselves, and which of all they are."""

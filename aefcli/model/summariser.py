@@ -118,9 +118,10 @@ class Pool(nn.Module):
         # What is known of a frame apart from its content: how clear it looks, and whether it is there at all.
         known = torch.where(absent, _ABSENT, encoded.clear[:, None].to(encoded.features.dtype))
         detail, shown = (part.to(encoded.features.dtype) for part in (encoded.detail, encoded.shown))
-        pixels = torch.cat([detail.unflatten(1, (4, -1)), shown[:, :, None]], dim=2).flatten(1, 2)
-        told = torch.cat([pixels, encoded.features], dim=1).masked_fill(absent, 0.0)
-        cells = layout.spread(torch.cat([told, known], dim=1)).permute(0, 3, 4, 1, 2).contiguous()
+        pixels = (part[:, which] for which in range(4) for part in (detail.unflatten(1, (4, -1)), shown[:, :, None]))
+        told = torch.cat([*pixels, encoded.features, known], dim=1)
+        told[:, :-1].masked_fill_(absent, 0.0)
+        cells = layout.spread(told).permute(0, 3, 4, 1, 2).contiguous()
         query = self.query(describe(valid).to(self.key.dtype)).unflatten(-1, (self.heads, -1))
         wanted = F.pad(torch.einsum("bpke,kce->bpkc", query, self.key), (0, 1), value=1.0).flatten(1, 2)
         return Asked(cells, wanted.transpose(1, 2), self.bias(layout, valid, query))
