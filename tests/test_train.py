@@ -626,3 +626,32 @@ def test_two_processes_train_as_one_with_the_double_batch(cube: Cube, tmp_path: 
     two.weights.unlink()
     together(plan, cube, two.path.parent, 2, "resume")
     assert all(torch.equal(tensor, shared[name]) for name, tensor in weights(two).items()), "gone on with"
+
+
+def test_torchrun_trains_and_a_run_that_it_ended_goes_on(cube: Cube, tmp_path: Path) -> None:
+    """The command itself, as a scheduler starts and ends it: the same bits as a run that nothing interrupted."""
+    plan = PLAN.replace(train={"steps": 24, "save_every": 100, "look_every": 24, "agree": 2}, data={"workers": 1})
+    (tmp_path / "plan.toml").write_text(plan.to_toml())
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    words = [str(Path(sys.executable).with_name("aef")), "train", "--device", "cpu", "--out"]
+    fresh = ["--recipe", "plan.toml", str(cube.path)]
+    begin_with = {
+        "cwd": tmp_path,
+        "stderr": subprocess.PIPE,
+        "text": True,
+        "env": os.environ | {"OMP_NUM_THREADS": "1"},
+    }
+    cut, whole = Run(tmp_path / "cut"), Run(tmp_path / "whole")
+
+    child = subprocess.Popen([*torchrun, *words, "cut", *fresh], start_new_session=True, **begin_with)
+    await_steps(child, cut, 3)
+    child.terminate()
+    _, err = child.communicate(timeout=60)
+    assert child.returncode != 0
+    assert "aef: ended by SIGTERM (run the same command with --resume)" in err, err[-3000:]
+    assert 3 <= steps_of(cut) < 24
+    for rest in (["cut", "--resume"], ["whole", *fresh]):
+        ran = subprocess.run([*torchrun, *words, *rest], timeout=300, **begin_with)
+        assert ran.returncode == 0, ran.stderr[-3000:]
+    assert_same(cut, whole)
+    assert len(checkpoint.records(cut)) == 24
