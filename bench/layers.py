@@ -121,8 +121,8 @@ def layers(model: Model, batch: Batch, kappa: float, noise: torch.Generator) -> 
     found = {
         **by_month(model, encoded, batch),
         **pooled(model, encoded, valid),
-        "hidden": hidden[0].movedim(1, -1),
-        **({"projected": projected[0].movedim(1, -1)} if projected else {}),
+        "hidden": torch.cat(hidden).movedim(1, -1),
+        **({"projected": torch.cat(projected).movedim(1, -1)} if projected else {}),
         "embedding": embedding,
         "sample": sample_vmf(embedding.flatten(1, 2), kappa, noise).view_as(embedding),
         "stored": torch.from_numpy(field.dequantise(field.quantise(embedding.numpy()))),

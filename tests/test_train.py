@@ -646,7 +646,11 @@ def test_torchrun_trains_and_a_run_that_it_ended_goes_on(cube: Cube, tmp_path: P
     child = subprocess.Popen([*torchrun, *words, "cut", *fresh], start_new_session=True, **begin_with)
     await_steps(child, cut, 3)
     child.terminate()
-    _, err = child.communicate(timeout=60)
+    try:
+        _, err = child.communicate(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
     assert child.returncode != 0
     assert "aef: ended by SIGTERM (run the same command with --resume)" in err, err[-3000:]
     assert 3 <= steps_of(cut) < 24

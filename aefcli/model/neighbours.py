@@ -42,7 +42,7 @@ class Neighbours(nn.Module):
         height, width = vectors.shape[-2:]
         right, below, reach = -width % _BLOCK, -height % _BLOCK, self.reach
         beyond, around = (0, right, 0, below), (reach, right + reach, reach, below + reach)
-        serving = vectors * seen[:, None]  # the others add nothing, however alike
+        serving = vectors * seen[:, None]  # what no frame saw adds nothing, however alike
         own, others = squares(F.pad(vectors, beyond), 0), squares(F.pad(serving, around), reach)
         alone = ~squares(F.pad(seen[:, None], beyond), 0)
         with torch.autocast(vectors.device.type, enabled=False):  # bfloat16 cannot tell what is alike from what is same

@@ -32,7 +32,7 @@ class Layout:
         return out.index_put((self.site, self.slot), packed)
 
     def gather(self, spread: Tensor) -> Tensor:
-        """(b, t, ...) -> (n, ...): the inverse."""
+        """(b, t, ...) -> (n, ...): the inverse, of the same memory likewise."""
         return spread.flatten(0, 1) if self.even else spread[self.site, self.slot]
 
     def of(self, source: int) -> tuple[Layout, Int[Tensor, " m"]]:

@@ -21,9 +21,11 @@ from aefcli.model.timecodes import PERIOD, TIMECODE, YEAR, describe, relative, t
 from aefcli.recipe import Model as Sizes
 
 _ABSENT = -1e30  # a logit that leaves nothing after softmax, and yet is finite where all frames have it
-_POOLED, _POOLED_GPU = 2**22, 2**28  # numbers that rows of one sample are pooled to; a CPU keeps those in its cache
-_AT_ONCE, _AT_ONCE_GPU = 2**14, 2**22  # px that the hidden layer is projected of, and compared, at a time
+# Numbers that rows of one sample are pooled to, of each source. A CPU keeps those in its cache; the way back through a
+# checkpoint holds a few times as many, of all sources.
+_POOLED, _POOLED_GPU = 2**22, 2**26
 _SAMPLES = 8  # times as many, that rows of several samples are
+_PROJECTED, _PROJECTED_GPU = 2**14, 2**22  # px that are projected and compared with their neighbours at a time
 _NARROW = 2.5  # times that a head's bell begins narrower than the distance of two; widths hardly move in a short run
 _REACHED = 0.25  # of a period: frames that reach so far into it are those that it is summarised by
 
@@ -47,8 +49,8 @@ class Asked:
         return (replace(self, cells=cells) for cells in self.cells.split(number, dim=1))
 
 
-def _at_once(asked: Asked) -> tuple[int, int]:
-    """How many samples, and rows of their cells, are pooled at once: features that each head pools of all cells would
+def _portion(asked: Asked) -> tuple[int, int]:
+    """How many samples, and rows of their cells, are pooled at a time: features that each head pools of all cells would
     be many times the encoder's.
     """
     most = _POOLED_GPU if asked.cells.is_cuda else _POOLED
@@ -94,18 +96,18 @@ class Pool(nn.Module):
         self.instead = nn.ModuleDict(stand_ins)
 
     def forward(
-        self, asked: Asked, pixels: Sequence[Float[Tensor, "bhwp f"]], lacking: Bool[Tensor, "b h2 w2 4 o"]
+        self, asked: Asked, pixels: Sequence[Float[Tensor, "bhwp f"]], lacking: Sequence[Bool[Tensor, "b h2 w2 4"]]
     ) -> tuple[Float[Tensor, "bhwp f"], list[Float[Tensor, "bhwp f"]]]:
         """What each cell adds to the hidden layer, and what each of its four `pixels` holds with what it adds there.
 
-        `lacking` are the pixels that frames of this source showed and none of another, for each of the others.
+        `lacking` are, for each of the other sources, the pixels that this one showed and it did not.
         """
         weights, periods, added = self.weigh(asked), asked.wanted.shape[-1] // self.heads, []
-        for which, (onto, lacks) in enumerate(zip(pixels, lacking.unbind(3), strict=True)):
+        for which, onto in enumerate(pixels):
             detail = self.detail_of(which, weights, asked)
             fine = torch.addmm(onto, detail, self.fine.weight.t())
-            for stand_in, where in zip(self.instead.values(), lacks.unbind(-1), strict=True):
-                (at,) = where[..., None].expand(-1, -1, -1, periods).flatten().nonzero(as_tuple=True)
+            for stand_in, lacks in zip(self.instead.values(), lacking, strict=True):
+                (at,) = lacks[..., which, None].expand(-1, -1, -1, periods).flatten().nonzero(as_tuple=True)
                 # Where there is none of them, too: every weight has to have a gradient in every process.
                 fine.index_add_(0, at, stand_in(detail[at]))
             added.append(fine)
@@ -131,7 +133,7 @@ class Pool(nn.Module):
         content = asked.cells[..., 4 * (self.detail + 1) :].flatten(1, 3) @ asked.wanted
         logits = content.unflatten(1, asked.cells.shape[1:4]) + asked.bias[:, None, None]
         # Over frames that lie apart in memory: with few of them side by side it takes a CPU twenty times as long.
-        return logits.softmax(-2).flatten(0, 2).transpose(1, 2)
+        return logits.softmax(-2).to(asked.cells.dtype).flatten(0, 2).transpose(1, 2)
 
     def detail_of(self, which: int, weights: Float[Tensor, "bhw pk t"], asked: Asked) -> Float[Tensor, "bhwp kd"]:
         """The pooled detail of one of the four pixels of each cell, from the frames that showed it."""
@@ -217,7 +219,7 @@ class Summariser(nn.Module):
         asked = [pool.asked(part, valid) for pool, part in parts.items()]
         showed = torch.stack([_anywhere(part) for part in parts.values()], dim=-1)
         some = encoded.layout.spread(encoded.present).any(1)
-        samples, rows = _at_once(asked[0])
+        samples, rows = _portion(asked[0])
         batches = zip(
             zip(*(each.samples(samples) for each in asked), strict=True),
             *(each.split(samples) for each in (showed, some, encoded.seen)),
@@ -243,7 +245,7 @@ class Summariser(nn.Module):
         cells, pixels = (torch.cat(parts, dim=2).flatten(0, 1).movedim(-1, 1) for parts in mixed)
         periods = len(cells) // len(seen)
         some, seen = (each.repeat_interleave(periods, 0) for each in (some, seen))
-        maps = max(1, (_AT_ONCE_GPU if cells.is_cuda else _AT_ONCE) // seen[0].numel())
+        maps = max(1, (_PROJECTED_GPU if cells.is_cuda else _PROJECTED) // seen[0].numel())
         fields = zip(*(each.split(maps) for each in (cells, pixels, some, seen)), strict=True)
         return torch.cat([self.project(*each) for each in fields]).unflatten(0, (-1, periods))
 
@@ -272,8 +274,7 @@ class Summariser(nn.Module):
         pixels = [each[..., None, :].expand(shape).flatten(0, 3) for each in usual.unbind(3)]
         cells = []
         for (name, pool), part in zip(pools.items(), asked, strict=True):
-            lacking = [found[name] & ~found[other] for other in pool.instead]
-            added, pixels = pool(part, pixels, torch.stack([found[name], *lacking], dim=-1)[..., 1:])
+            added, pixels = pool(part, pixels, [found[name] & ~found[other] for other in pool.instead])
             cells.append(added.view(shape))
         squares = torch.stack(pixels).view(2, 2, *shape).permute(2, 5, 3, 0, 4, 1, 6)
         return sum(cells).permute(0, 3, 1, 2, 4), squares.flatten(4, 5).flatten(2, 3)
