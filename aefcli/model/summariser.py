@@ -132,7 +132,7 @@ class Pool(nn.Module):
         """Softmax over the frames of each cell, per period and head."""
         content = asked.cells[..., 4 * (self.detail + 1) :].flatten(1, 3) @ asked.wanted
         logits = content.unflatten(1, asked.cells.shape[1:4]) + asked.bias[:, None, None]
-        # Over frames that lie apart in memory: with few of them side by side it takes a CPU twenty times as long.
+        # Over frames that lie apart in memory: few of them side by side take a CPU many times as long.
         return logits.softmax(-2).to(asked.cells.dtype).flatten(0, 2).transpose(1, 2)
 
     def detail_of(self, which: int, weights: Float[Tensor, "bhw pk t"], asked: Asked) -> Float[Tensor, "bhwp kd"]:
