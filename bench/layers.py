@@ -170,7 +170,8 @@ def pooled(model: Model, encoded: Encoded, valid: Tensor) -> dict[str, Float[Ten
     b, h, w = encoded.seen.shape
     details, features = [], []
     for kind, pool in enumerate(model.summariser.pools.values()):
-        asked = pool.asked(encoded.of(kind), valid)
+        shown = encoded.of(kind)
+        asked = pool.asked(shown, pool.cells(shown), valid)
         weights = pool.weigh(asked)
         detail = torch.stack([pool.detail_of(which, weights, asked) for which in range(4)])
         cells = detail.view(2, 2, b, h // 2, w // 2, -1).permute(2, 3, 0, 4, 1, 5)

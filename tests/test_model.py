@@ -253,6 +253,15 @@ def test_checkpointing_changes_no_gradient() -> None:
         torch.testing.assert_close(again, plain)
 
 
+@torch.inference_mode()
+def test_periods_a_few_at_a_time_are_those_of_each(model: Model) -> None:
+    encoded = model.encode(noise_inputs())
+    valid = torch.cat([VALID, VALID - YEAR.end + YEAR.start, VALID + torch.tensor([0, DAY])], dim=1)
+    each = torch.cat([model.summarise(encoded, period) for period in valid.split(1, dim=1)], dim=1)
+    for at_once in (1, 2, 3, 4):
+        torch.testing.assert_close(model.summarise(encoded, valid, at_once), each, atol=1e-6, rtol=0)
+
+
 def test_cells_of_any_number_of_samples_are_pooled_a_few_at_a_time(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,7 +87,7 @@ def directions(
         while True:
             try:
                 encoded = encoded or model.encode({name: source.to(device) for name, source in frames.items()})
-                return torch.cat([model.summarise(encoded, part)[0].float() for part in valid.split(at_once, dim=1)])
+                return model.summarise(encoded, valid, at_once)[0].float()
             except RuntimeError as error:
                 if not OUT_OF_MEMORY.search(str(error)):
                     raise

@@ -54,9 +54,13 @@ class Model(nn.Module):
                 states = block(states, shown.layout)
         return replace(shown, features=states["precision"])
 
-    def summarise(self, encoded: Encoded, valid: Int[Tensor, "b p 2"]) -> Float[Tensor, "b p d h w"]:
-        """Mean directions for any number of valid periods per site. Meaningless where `encoded.seen` is False."""
-        return self.summariser(encoded, valid, self.checkpointing and self.training)
+    def summarise(
+        self, encoded: Encoded, valid: Int[Tensor, "b p 2"], at_once: int | None = None
+    ) -> Float[Tensor, "b p d h w"]:
+        """Mean directions for any number of valid periods per site, so many at a time. Meaningless where `encoded.seen`
+        is False.
+        """
+        return self.summariser(encoded, valid, self.checkpointing and self.training, at_once)
 
     def decode(
         self,

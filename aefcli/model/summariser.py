@@ -114,19 +114,22 @@ class Pool(nn.Module):
         values = torch.bmm(self.features(weights, asked).transpose(0, 1), self.value).transpose(0, 1)
         return self.hidden(values.flatten(1)), added
 
-    def asked(self, encoded: Encoded, valid: Int[Tensor, "b p 2"]) -> Asked:
-        """What is asked of the frames of this source for the valid periods."""
-        layout, absent = encoded.layout, ~encoded.present[:, None]
+    def cells(self, encoded: Encoded) -> Float[Tensor, "b h2 w2 t c"]:
+        """What the frames of this source show, whatever the period."""
+        absent = ~encoded.present[:, None]
         # What is known of a frame apart from its content: how clear it looks, and whether it is there at all.
         known = torch.where(absent, _ABSENT, encoded.clear[:, None].to(encoded.features.dtype))
         detail, shown = (part.to(encoded.features.dtype) for part in (encoded.detail, encoded.shown))
         pixels = (part[:, which] for which in range(4) for part in (detail.unflatten(1, (4, -1)), shown[:, :, None]))
         told = torch.cat([*pixels, encoded.features, known], dim=1)
         told[:, :-1].masked_fill_(absent, 0.0)
-        cells = layout.spread(told).permute(0, 3, 4, 1, 2).contiguous()
+        return encoded.layout.spread(told).permute(0, 3, 4, 1, 2).contiguous()
+
+    def asked(self, encoded: Encoded, cells: Float[Tensor, "b h2 w2 t c"], valid: Int[Tensor, "b p 2"]) -> Asked:
+        """What is asked of the frames of this source for the valid periods."""
         query = self.query(describe(valid).to(self.key.dtype)).unflatten(-1, (self.heads, -1))
         wanted = F.pad(torch.einsum("bpke,kce->bpkc", query, self.key), (0, 1), value=1.0).flatten(1, 2)
-        return Asked(cells, wanted.transpose(1, 2), self.bias(layout, valid, query))
+        return Asked(cells, wanted.transpose(1, 2), self.bias(encoded.layout, valid, query))
 
     def weigh(self, asked: Asked) -> Float[Tensor, "bhw pk t"]:
         """Softmax over the frames of each cell, per period and head."""
@@ -213,19 +216,29 @@ class Summariser(nn.Module):
         self.neighbours = Neighbours(sizes.neighbours) if sizes.neighbours else None
 
     def forward(
-        self, encoded: Encoded, valid: Int[Tensor, "b p 2"], checkpointing: bool = False
+        self,
+        encoded: Encoded,
+        valid: Int[Tensor, "b p 2"],
+        checkpointing: bool = False,
+        at_once: int | None = None,
     ) -> Float[Tensor, "b p d h w"]:
+        """`at_once` is how many periods are summarised together, by default all: memory grows with it."""
         parts = {cast(Pool, pool): encoded.of(kind) for kind, pool in enumerate(self.pools.values())}
-        asked = [pool.asked(part, valid) for pool, part in parts.items()]
+        cells = [pool.cells(part) for pool, part in parts.items()]
         showed = torch.stack([_anywhere(part) for part in parts.values()], dim=-1)
         some = encoded.layout.spread(encoded.present).any(1)
-        samples, rows = _portion(asked[0])
-        batches = zip(
-            zip(*(each.samples(samples) for each in asked), strict=True),
-            *(each.split(samples) for each in (showed, some, encoded.seen)),
-            strict=True,
-        )
-        return torch.cat([self.vectors(*batch, rows=rows, checkpointing=checkpointing) for batch in batches])
+        fields = []
+        for few in valid.split(at_once or valid.shape[1], dim=1):
+            asked = [pool.asked(part, own, few) for (pool, part), own in zip(parts.items(), cells, strict=True)]
+            samples, rows = _portion(asked[0])
+            batches = zip(
+                zip(*(each.samples(samples) for each in asked), strict=True),
+                *(each.split(samples) for each in (showed, some, encoded.seen)),
+                strict=True,
+            )
+            vectors = [self.vectors(*batch, rows=rows, checkpointing=checkpointing) for batch in batches]
+            fields.append(torch.cat(vectors))
+        return fields[0] if len(fields) == 1 else torch.cat(fields, dim=1)
 
     def vectors(
         self,
@@ -286,7 +299,7 @@ class Summariser(nn.Module):
         details, theres = [], []
         for kind, each in enumerate(self.pools.values()):
             pool, shown = cast(Pool, each), encoded.of(kind)
-            asked = pool.asked(shown, valid)
+            asked = pool.asked(shown, pool.cells(shown), valid)
             details.append(pool.detail_of(0, pool.weigh(asked), asked))
             theres.append(_anywhere(shown)[..., 0].flatten())
         return torch.stack(details), torch.stack(theres)
