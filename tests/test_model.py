@@ -21,6 +21,7 @@ from aefcli.batch import DAY, Frames, stack
 from aefcli.extent import Period
 from aefcli.model import (
     Asked,
+    Encoded,
     Model,
     Neighbours,
     Pool,
@@ -254,12 +255,20 @@ def test_checkpointing_changes_no_gradient() -> None:
 
 
 @torch.inference_mode()
-def test_periods_a_few_at_a_time_are_those_of_each(model: Model) -> None:
-    encoded = model.encode(noise_inputs())
+def test_periods_are_summarised_so_many_at_a_time(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded, sizes, pool = model.encode(noise_inputs()), set[int](), Pool.asked
     valid = torch.cat([VALID, VALID - YEAR.end + YEAR.start, VALID + torch.tensor([0, DAY])], dim=1)
     each = torch.cat([model.summarise(encoded, period) for period in valid.split(1, dim=1)], dim=1)
-    for at_once in (1, 2, 3, 4):
+
+    def noted(self: Pool, frames: Encoded, cells: torch.Tensor, few: torch.Tensor) -> Asked:
+        sizes.add(few.shape[1])
+        return pool(self, frames, cells, few)
+
+    monkeypatch.setattr(Pool, "asked", noted)
+    for at_once, expected in ((1, {1}), (2, {1, 2}), (3, {3}), (4, {3}), (None, {3})):
+        sizes.clear()
         torch.testing.assert_close(model.summarise(encoded, valid, at_once), each, atol=1e-6, rtol=0)
+        assert sizes == expected
 
 
 def test_cells_of_any_number_of_samples_are_pooled_a_few_at_a_time(
