@@ -265,7 +265,7 @@ class Blind(torch.nn.Module):
         mean = (frames.pixels * there).sum(1) / there.sum(1).clamp(min=1)
         return torch.nn.functional.normalize(torch.nn.functional.pad(mean, (0, 0, 0, 0, 1, 58), value=1), dim=1)
 
-    def summarise(self, encoded: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    def summarise(self, encoded: torch.Tensor, valid: torch.Tensor, at_once: int | None = None) -> torch.Tensor:
         return encoded[:, None].expand(-1, valid.shape[1], -1, -1, -1)
 
 
