@@ -68,7 +68,7 @@ def _fit(model: Model, batches: Iterable[Batch], noise: torch.Generator, stop: C
     usual, filling = _filling(views, len(model.sources))
     views = views.through(filling)
     if views.differ:  # else nothing was seen twice
-        weight, mean = views.agreeing(model.summariser.shared.out_channels)
+        weight, mean = views.agreeing(len(model.summariser.level))
         model.summariser.begin(weight, mean + usual, views.told(len(model.sources)))
 
 

@@ -71,6 +71,8 @@ def variants(base: Recipe) -> dict[str, list[str]]:
         "no-radar": [f"data.sources={list(frames)}", f"data.frames={list(frames.values())}"],
         "no-neighbours": ["model.neighbours=0"],
         "no-agree": ["train.agree=0", "train.settle=0", "train.encoder_lr=2e-3"],
+        "heads-8": ["model.pool_heads=8"],
+        "heads-12": ["model.pool_heads=12"],
         "as-shipped": ["train.agree=144", "train.encoder_lr=1e-5"],  # as the nano in the package was trained
     }
 

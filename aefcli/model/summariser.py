@@ -79,7 +79,6 @@ class Pool(nn.Module):
     def __init__(self, sizes: Sizes, others: Sequence[str] = ()) -> None:
         super().__init__()
         heads, width, deep = sizes.pool_heads, sizes.pool_width, sizes.precision
-        hidden = 2 * sizes.embedding
         self.heads, self.detail = heads, sizes.pool_detail
         self.query = Perceptron(PERIOD, 2 * deep, heads * width)
         silent(self.query[2])  # time alone weighs at first: random content would be noise on it
@@ -88,11 +87,11 @@ class Pool(nn.Module):
         self.value = nn.Parameter(torch.randn(heads, deep, sizes.pool_value) / math.sqrt(deep))
         self.centre = nn.Parameter((torch.arange(heads) + 0.5) / heads)
         self.log_width = nn.Parameter(torch.full((heads,), -math.log(_NARROW * heads)))
-        self.usual = nn.Parameter(torch.zeros(hidden))  # what a pixel adds that no frame of this source showed
-        self.hidden = nn.Linear(heads * sizes.pool_value, hidden, bias=False)
-        self.fine = nn.Linear(heads * sizes.pool_detail, hidden, bias=False)
+        self.usual = nn.Parameter(torch.zeros(sizes.embedding))  # what a pixel adds that no frame of this source showed
+        self.hidden = nn.Linear(heads * sizes.pool_value, sizes.embedding, bias=False)
+        self.fine = nn.Linear(heads * sizes.pool_detail, sizes.embedding, bias=False)
         # What a pixel adds, beyond what is usual, in place of another source of which no frame showed it.
-        stand_ins = {name: silent(nn.Linear(heads * sizes.pool_detail, hidden)) for name in others}
+        stand_ins = {name: silent(nn.Linear(heads * sizes.pool_detail, sizes.embedding)) for name in others}
         self.instead = nn.ModuleDict(stand_ins)
 
     def forward(
@@ -208,11 +207,9 @@ class Summariser(nn.Module):
 
     def __init__(self, sizes: Sizes, sources: tuple[str, ...]) -> None:
         super().__init__()
-        hidden = 2 * sizes.embedding
         pools = {name: Pool(sizes, [other for other in sources if other != name]) for name in sources}
         self.pools = nn.ModuleDict(pools)
-        self.level = nn.Parameter(torch.zeros(hidden))
-        self.shared = nn.Conv2d(hidden, sizes.embedding, 1)
+        self.level = nn.Parameter(torch.zeros(sizes.embedding))
         self.neighbours = Neighbours(sizes.neighbours) if sizes.neighbours else None
 
     def forward(
@@ -272,8 +269,7 @@ class Summariser(nn.Module):
         """The hidden layer to vectors. Cells that no frame saw hold nothing to expand into their neighbours."""
         expand = partial(F.interpolate, scale_factor=2, mode="bilinear", align_corners=False)
         share = expand(some[:, None].to(cells.dtype)).clamp(min=0.1)
-        hidden = torch.addcdiv(pixels, expand(cells * some[:, None]), share)
-        vectors = unit(self.shared(F.gelu(hidden)), dim=1)
+        vectors = unit(torch.addcdiv(pixels, expand(cells * some[:, None]), share), dim=1)
         return vectors if self.neighbours is None else self.neighbours(vectors, seen)
 
     def mix(
@@ -311,12 +307,11 @@ class Summariser(nn.Module):
         The weights come in pairs of both signs: gelu(x) - gelu(-x) = x, so that the whole is linear at the start. What
         the encoder adds starts at zero. `told` says what to expect of one source's detail by the others'.
         """
-        self.level.copy_(torch.cat([-weight @ mean, weight @ mean]))
-        both = torch.cat([weight, -weight])
+        self.level.copy_(-weight @ mean)
         pools = {name: cast(Pool, pool) for name, pool in self.pools.items()}
         widths = [pool.fine.in_features for pool in pools.values()]
         means = dict(zip(pools, mean.split(widths), strict=True))
-        for name, part, rows in zip(pools, both.split(widths, dim=1), told.split(widths), strict=True):
+        for name, part, rows in zip(pools, weight.split(widths, dim=1), told.split(widths), strict=True):
             silent(pools[name].hidden)
             pools[name].fine.weight.copy_(part)
             pools[name].usual.copy_(part @ means[name])
@@ -325,6 +320,3 @@ class Summariser(nn.Module):
                     stand_in = cast(nn.Linear, pools[other].instead[name])
                     stand_in.weight.copy_(part @ block)
                     stand_in.bias.copy_(-part @ block @ means[other])
-        signs = torch.eye(len(weight), device=weight.device)
-        self.shared.weight.copy_(torch.cat([signs, -signs], dim=1)[:, :, None, None])
-        nn.init.zeros_(cast(Tensor, self.shared.bias))
