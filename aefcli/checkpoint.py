@@ -299,7 +299,7 @@ def build_from(run: Run, recipe: Recipe) -> Model:
                 model.summariser.level.add_(old[f"{instead}.bias"])
         for name in ours - theirs:
             pool = pools[name]
-            silent(pool.hidden)
+            silent(pool.coarse)
             silent(pool.fine)
     return model
 

@@ -20,7 +20,7 @@ PARTS = ("stem", "space", "time", "precision", "exchange", "summary", "decoders"
 _TIMECODE = 24  # numbers that tell the encoder an instant
 _PERIOD = 2 * _TIMECODE + 1  # the summariser a valid period
 _POSITION = 16  # a decoder the place of an instant in it
-_SQUARE = 8  # px along the squares of which the summariser compares pixels with those around
+_SQUARE = 4  # px along the squares of which the summariser compares pixels with those around
 _CLEAR = 16  # width of the stem's guess at what is clear
 _CELL = {"precision": 2, "time": 8, "space": 16}  # pixels along the side of a cell of each path
 
@@ -148,10 +148,10 @@ def _exchange(sizes: Sizes, patch: Patch, before: Sequence[str], after: Sequence
 
 
 def _summariser(sizes: Sizes, patch: Patch) -> Cost:
-    """The pools of all sources, then the hidden layer to L and to the embedding."""
-    pixels, hidden = 4 * patch.periods * patch.cells("precision"), 2 * sizes.embedding
+    """The pools of all sources, what they add to, and the mean of neighbours."""
+    pixels = 4 * patch.periods * patch.cells("precision")
     pools = _sum(_pool(sizes, patch, name) for name in patch.frames)
-    return pools + Cost(hidden) + _linear(hidden, sizes.embedding, pixels) + _neighbours(sizes, pixels)
+    return pools + Cost(sizes.embedding) + _neighbours(sizes, pixels)
 
 
 def _neighbours(sizes: Sizes, pixels: int) -> Cost:
@@ -167,17 +167,17 @@ def _pool(sizes: Sizes, patch: Patch, name: str) -> Cost:
     """
     n = patch.frames[name]
     heads, width, p = sizes.pool_heads, sizes.pool_width, patch.periods
-    deep, asked, own, hidden = sizes.precision, heads * width, sizes.pool_value, 2 * sizes.embedding
+    deep, asked, own, out = sizes.precision, heads * width, sizes.pool_value, sizes.embedding
     cells, fine = p * patch.cells("precision"), sizes.pool_detail
     query = _perceptron(_PERIOD, 2 * deep, asked, p) + heads * _weights(width, deep, p)
     key_time = _weights(_TIMECODE, asked, n) + heads * _product(p * n, width, 1)
     # + 1: whether the cell is clear; + 4: which of its pixels are there
     pooling = heads * (_product(cells, deep + 1, n) + _product(cells, n, deep + 4 * fine + 4))
     value = heads * _weights(deep, own, cells)
-    bells = Cost(2 * heads + hidden)  # centre and width, and what is usual
-    layer = _weights(heads * own, hidden, cells) + _weights(heads * fine, hidden, 4 * cells)
+    bells = Cost(2 * heads + out)  # centre and width, and what is usual
+    layer = _weights(heads * own, out, cells) + _weights(heads * fine, out, 4 * cells)
     others = [count for other, count in patch.frames.items() if other != name]
-    instead = _sum(_linear(heads * fine, hidden, 4 * cells if n and not count else 0) for count in others)
+    instead = _sum(_linear(heads * fine, out, 4 * cells if n and not count else 0) for count in others)
     return query + key_time + pooling + value + bells + layer + instead
 
 

@@ -10,7 +10,6 @@ random weights (default: untrained nano).
     encoder    what the STP encoder makes of their 2x2 cells, likewise
     detail     the stems' output as the summariser's heads pool it, by weights of its own
     features   the encoder's, likewise
-    hidden     what is projected to the embedding
     projected  the embedding before the mean of neighbours
     embedding  as the network gives it
     sample     drawn around it by the bottleneck
@@ -116,12 +115,11 @@ def windows(cube: Cube, recipe: Recipe, world: World) -> Sequence[Batch]:
 def layers(model: Model, batch: Batch, kappa: float, noise: torch.Generator) -> dict[str, np.ndarray]:
     """Layer -> what it has of each pixel (b, h, w, d); NaN where no frame showed anything."""
     encoded, valid = model.encode(batch.inputs), batch.support[:, None]
-    with heard(model.summariser.shared) as hidden, heard(model.summariser.neighbours) as projected:
+    with heard(model.summariser.neighbours) as projected:
         embedding = model.summarise(encoded, valid)[:, 0].movedim(1, -1)
     found = {
         **by_month(model, encoded, batch),
         **pooled(model, encoded, valid),
-        "hidden": torch.cat(hidden).movedim(1, -1),
         **({"projected": torch.cat(projected).movedim(1, -1)} if projected else {}),
         "embedding": embedding,
         "sample": sample_vmf(embedding.flatten(1, 2), kappa, noise).view_as(embedding),
@@ -173,7 +171,7 @@ def pooled(model: Model, encoded: Encoded, valid: Tensor) -> dict[str, Float[Ten
         shown = encoded.of(kind)
         asked = pool.asked(shown, pool.cells(shown), valid)
         weights = pool.weigh(asked)
-        detail = torch.stack([pool.detail_of(which, weights, asked) for which in range(4)])
+        detail = torch.stack([*pool.details(weights, asked)])
         cells = detail.view(2, 2, b, h // 2, w // 2, -1).permute(2, 3, 0, 4, 1, 5)
         details.append(cells.reshape(b, h, w, -1))
         wide = pool.features(weights, asked).reshape(b, h // 2, w // 2, -1)

@@ -132,10 +132,9 @@ def test_a_look_leaves_no_trace_and_sees_the_same_again(seen: Look) -> None:
 
 def collapsed() -> Model:
     model = checkpoint.build(PLAN)
-    shared = model.summariser.shared
-    assert shared.bias is not None
-    nn.init.zeros_(shared.weight)
-    nn.init.ones_(shared.bias)
+    for parameter in model.summariser.pools.parameters():
+        nn.init.zeros_(parameter)
+    nn.init.ones_(model.summariser.level)
     return model
 
 

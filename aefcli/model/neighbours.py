@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from aefcli.model.parts import unit
 
 _SHARPNESS = 12.0  # to begin with
-_BLOCK = 8  # px along the sides of the squares whose pixels are compared together with all around them
+_BLOCK = 4  # px along the sides of the squares whose pixels are compared together with all around them
 
 
 class Neighbours(nn.Module):
@@ -24,7 +24,7 @@ class Neighbours(nn.Module):
     where this gains it. Known for grey values as non-local means (Buades et al. 2005).
     """
 
-    near: Bool[Tensor, "q k"]
+    near: Float[Tensor, "q k"]
 
     def __init__(self, reach: int) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Neighbours(nn.Module):
         query, key = torch.arange(_BLOCK) + reach, torch.arange(_BLOCK + 2 * reach)
         line = (query[:, None] - key).abs() <= reach
         near = (line[:, None, :, None] & line[None, :, None, :]).flatten(0, 1).flatten(1)
-        self.register_buffer("near", near, persistent=False)
+        self.register_buffer("near", near.float(), persistent=False)
 
     def forward(self, vectors: Float[Tensor, "n d h w"], seen: Bool[Tensor, "n h w"]) -> Float[Tensor, "n d h w"]:
         """Unit vectors in, unit vectors out, fastest with channels last in memory. A pixel that no frame saw serves no
@@ -48,13 +48,13 @@ class Neighbours(nn.Module):
         with torch.autocast(vectors.device.type, enabled=False):  # bfloat16 cannot tell what is alike from what is same
             sharpness = self.log_sharpness.exp().to(own.dtype)
             shape, keys = own.shape[:3], others.flatten(0, 2)
-            cosines = torch.baddbmm(-sharpness, (sharpness * own).flatten(0, 2), keys.transpose(-1, -2))
-            total = torch.bmm(cosines.exp() * self.near, keys).unflatten(0, shape) + own * alone
+            logits = torch.baddbmm(-sharpness, (sharpness * own).flatten(0, 2), keys.transpose(-1, -2))
+            total = torch.bmm(logits.exp_() * self.near, keys).unflatten(0, shape).addcmul(own, alone)
         whole = total.unflatten(-2, (_BLOCK, _BLOCK)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
         return unit(whole[:, :height, :width].movedim(-1, 1), dim=1)
 
 
-def squares(maps: Shaped[Tensor, "n d h w"], reach: int) -> Shaped[Tensor, "n h8 w8 q d"]:
-    """Maps as squares of 8x8 px, each with `reach` px around it."""
+def squares(maps: Shaped[Tensor, "n d h w"], reach: int) -> Shaped[Tensor, "n h4 w4 q d"]:
+    """Maps as squares of 4x4 px, each with `reach` px around it."""
     size = _BLOCK + 2 * reach
     return maps.unfold(2, size, _BLOCK).unfold(3, size, _BLOCK).permute(0, 2, 3, 4, 5, 1).flatten(3, 4)

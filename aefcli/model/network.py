@@ -27,7 +27,7 @@ class Model(nn.Module):
     """The network. `encode` once, `summarise` for any valid period, `decode` in training.
 
     `sources` are read and decoded, `targets` decoded alone. `checkpointing` keeps the states between blocks and the
-    summariser's hidden layer alone in training, and computes the rest again on the way back.
+    summariser's sums alone in training, and computes the rest again on the way back.
     """
 
     def __init__(self, sizes: Sizes, sources: tuple[str, ...], targets: tuple[str, ...] = ()) -> None:

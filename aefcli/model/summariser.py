@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
@@ -36,7 +36,7 @@ class Asked:
     follows the pooling, which is the same sum: no map of keys or values is made per frame.
     """
 
-    cells: Float[Tensor, "b h2 w2 t c"]  # each pixel's detail and whether it was shown, features, how clear if there
+    cells: Float[Tensor, "b h2 w2 t c"]  # four pixels' detail, which of them show, features, how clear if there
     wanted: Float[Tensor, "b e1 pk"]  # of features and clearness, by each head in each period
     bias: Float[Tensor, "b t pk"]  # what a head favours the frame by for its instant
 
@@ -88,30 +88,30 @@ class Pool(nn.Module):
         self.centre = nn.Parameter((torch.arange(heads) + 0.5) / heads)
         self.log_width = nn.Parameter(torch.full((heads,), -math.log(_NARROW * heads)))
         self.usual = nn.Parameter(torch.zeros(sizes.embedding))  # what a pixel adds that no frame of this source showed
-        self.hidden = nn.Linear(heads * sizes.pool_value, sizes.embedding, bias=False)
+        self.coarse = nn.Linear(heads * sizes.pool_value, sizes.embedding, bias=False)
         self.fine = nn.Linear(heads * sizes.pool_detail, sizes.embedding, bias=False)
         # What a pixel adds, beyond what is usual, in place of another source of which no frame showed it.
         stand_ins = {name: silent(nn.Linear(heads * sizes.pool_detail, sizes.embedding)) for name in others}
         self.instead = nn.ModuleDict(stand_ins)
 
     def forward(
-        self, asked: Asked, pixels: Sequence[Float[Tensor, "bhwp f"]], lacking: Sequence[Bool[Tensor, "b h2 w2 4"]]
+        self, asked: Asked, pixels: Sequence[Float[Tensor, "bhwp f"]], lacking: Mapping[str, Bool[Tensor, "b h2 w2 4"]]
     ) -> tuple[Float[Tensor, "bhwp f"], list[Float[Tensor, "bhwp f"]]]:
-        """What each cell adds to the hidden layer, and what each of its four `pixels` holds with what it adds there.
+        """What each cell adds to the embedding, and what each of its four `pixels` holds with what it adds there.
 
-        `lacking` are, for each of the other sources, the pixels that this one showed and it did not.
+        `lacking` are, for other sources, the pixels that this one showed and they did not.
         """
         weights, periods, added = self.weigh(asked), asked.wanted.shape[-1] // self.heads, []
-        for which, onto in enumerate(pixels):
-            detail = self.detail_of(which, weights, asked)
+        details = self.details(weights, asked)
+        for which, (onto, detail) in enumerate(zip(pixels, details, strict=True)):
             fine = torch.addmm(onto, detail, self.fine.weight.t())
-            for stand_in, lacks in zip(self.instead.values(), lacking, strict=True):
+            for other, lacks in lacking.items():
+                stand_in = self.instead[other]
                 (at,) = lacks[..., which, None].expand(-1, -1, -1, periods).flatten().nonzero(as_tuple=True)
-                # Where there is none of them, too: every weight has to have a gradient in every process.
                 fine.index_add_(0, at, stand_in(detail[at]))
             added.append(fine)
         values = torch.bmm(self.features(weights, asked).transpose(0, 1), self.value).transpose(0, 1)
-        return self.hidden(values.flatten(1)), added
+        return self.coarse(values.flatten(1)), added
 
     def cells(self, encoded: Encoded) -> Float[Tensor, "b h2 w2 t c"]:
         """What the frames of this source show, whatever the period."""
@@ -119,8 +119,7 @@ class Pool(nn.Module):
         # What is known of a frame apart from its content: how clear it looks, and whether it is there at all.
         known = torch.where(absent, _ABSENT, encoded.clear[:, None].to(encoded.features.dtype))
         detail, shown = (part.to(encoded.features.dtype) for part in (encoded.detail, encoded.shown))
-        pixels = (part[:, which] for which in range(4) for part in (detail.unflatten(1, (4, -1)), shown[:, :, None]))
-        told = torch.cat([*pixels, encoded.features, known], dim=1)
+        told = torch.cat([detail, shown, encoded.features, known], dim=1)
         told[:, :-1].masked_fill_(absent, 0.0)
         return encoded.layout.spread(told).permute(0, 3, 4, 1, 2).contiguous()
 
@@ -130,24 +129,27 @@ class Pool(nn.Module):
         wanted = F.pad(torch.einsum("bpke,kce->bpkc", query, self.key), (0, 1), value=1.0).flatten(1, 2)
         return Asked(cells, wanted.transpose(1, 2), self.bias(encoded.layout, valid, query))
 
-    def weigh(self, asked: Asked) -> Float[Tensor, "bhw pk t"]:
+    def weigh(self, asked: Asked) -> Float[Tensor, "bhw t pk"]:
         """Softmax over the frames of each cell, per period and head."""
         content = asked.cells[..., 4 * (self.detail + 1) :].flatten(1, 3) @ asked.wanted
         logits = content.unflatten(1, asked.cells.shape[1:4]) + asked.bias[:, None, None]
         # Over frames that lie apart in memory: few of them side by side take a CPU many times as long.
-        return logits.softmax(-2).to(asked.cells.dtype).flatten(0, 2).transpose(1, 2)
+        return logits.softmax(-2).to(asked.cells.dtype).flatten(0, 2)
 
-    def detail_of(self, which: int, weights: Float[Tensor, "bhw pk t"], asked: Asked) -> Float[Tensor, "bhwp kd"]:
-        """The pooled detail of one of the four pixels of each cell, from the frames that showed it."""
-        wide = self.detail + 1
-        pooled = weights @ asked.cells[..., which * wide : (which + 1) * wide].flatten(0, 2)
-        detail, weight = pooled.split([self.detail, 1], dim=-1)
-        return (detail * weight.clamp(min=1e-6).reciprocal()).reshape(-1, self.heads * self.detail)
+    def details(self, weights: Float[Tensor, "bhw t pk"], asked: Asked) -> Iterator[Float[Tensor, "bhwp kd"]]:
+        """The pooled detail of each of the four pixels of the cells, from the frames that showed it."""
+        cells = asked.cells.flatten(0, 2)
+        *details, shown = cells[..., : 4 * (self.detail + 1)].split([*4 * [self.detail], 4], dim=-1)
+        share = (shown.transpose(1, 2) @ weights).clamp(min=1e-6).reciprocal()
+        for detail, whole in zip(details, share.unbind(1), strict=True):
+            # Weights are divided and not what is pooled by them, which is more.
+            pooled = (weights * whole[:, None]).transpose(1, 2) @ detail
+            yield pooled.view(-1, self.heads * self.detail)
 
-    def features(self, weights: Float[Tensor, "bhw pk t"], asked: Asked) -> Float[Tensor, "bhwp k e"]:
+    def features(self, weights: Float[Tensor, "bhw t pk"], asked: Asked) -> Float[Tensor, "bhwp k e"]:
         """The pooled features of each cell."""
         features = asked.cells[..., 4 * (self.detail + 1) : -1].flatten(0, 2)
-        return (weights @ features).view(-1, self.heads, features.shape[-1])
+        return (weights.transpose(1, 2) @ features).view(-1, self.heads, features.shape[-1])
 
     def bias(
         self, layout: Layout, valid: Int[Tensor, "b p 2"], query: Float[Tensor, "b p k e"]
@@ -194,15 +196,21 @@ def _anywhere(encoded: Encoded) -> Bool[Tensor, "b h2 w2 4"]:
     return encoded.layout.spread(encoded.shown).any(1).permute(0, 2, 3, 1)
 
 
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
+    """Parts put together; one alone is not copied."""
+    return torch.cat(parts, dim) if len(parts) > 1 else parts[0]
+
+
 class Summariser(nn.Module):
     """For a valid period: attention pooling of each source's frames, up-sampling to L, projection, unit length, and
     the mean of the neighbours that look alike.
 
-    Up-sampling expands what the cells add to the hidden layer bilinearly and adds to each pixel what it showed itself,
-    projected alike for all pixels. (Separate weights per sub-pixel would let the four pixels of a cell use four codes,
-    and no loss would see it.) Without the pixels' own part all that a field tells is blurred over a cell: two designed
-    baselines lose .05 of balanced accuracy when they are. All of this is our choice: the paper says that up-sampling is
-    learned, and nothing of a hidden layer before the 64 numbers.
+    Up-sampling expands what the cells add bilinearly and adds to each pixel what it showed itself, projected alike for
+    all pixels. (Separate weights per sub-pixel would let the four pixels of a cell use four codes, and no loss would
+    see it.) Without the pixels' own part all that a field tells is blurred over a cell: two designed baselines lose .05
+    of balanced accuracy when they are. All of this is our choice: the paper says that up-sampling is learned. What is
+    pooled is bent before it is, by the encoder and by the pixels' own part; a bent layer after it told nothing more
+    (bench/RESULTS.md).
     """
 
     def __init__(self, sizes: Sizes, sources: tuple[str, ...]) -> None:
@@ -234,8 +242,8 @@ class Summariser(nn.Module):
                 strict=True,
             )
             vectors = [self.vectors(*batch, rows=rows, checkpointing=checkpointing) for batch in batches]
-            fields.append(torch.cat(vectors))
-        return fields[0] if len(fields) == 1 else torch.cat(fields, dim=1)
+            fields.append(_joined(vectors, 0))
+        return _joined(fields, 1)
 
     def vectors(
         self,
@@ -266,7 +274,7 @@ class Summariser(nn.Module):
         some: Bool[Tensor, "n h2 w2"],
         seen: Bool[Tensor, "n h w"],
     ) -> Float[Tensor, "n d h w"]:
-        """The hidden layer to vectors. Cells that no frame saw hold nothing to expand into their neighbours."""
+        """What was added up to vectors. Cells that no frame saw hold nothing to expand into their neighbours."""
         expand = partial(F.interpolate, scale_factor=2, mode="bilinear", align_corners=False)
         share = expand(some[:, None].to(cells.dtype)).clamp(min=0.1)
         vectors = unit(torch.addcdiv(pixels, expand(cells * some[:, None]), share), dim=1)
@@ -275,15 +283,18 @@ class Summariser(nn.Module):
     def mix(
         self, asked: Sequence[Asked], showed: Bool[Tensor, "b h2 w2 4 s"]
     ) -> tuple[Float[Tensor, "b p h2 w2 f"], Float[Tensor, "b p h w f"]]:
-        """The hidden layer of a few rows: what all sources add to their cells, and what to their pixels."""
+        """What all sources add to the cells of a few rows, and what to their pixels."""
         pools = {name: cast(Pool, pool) for name, pool in self.pools.items()}
         found = dict(zip(pools, showed.unbind(-1), strict=True))
         shape = (*showed.shape[:3], asked[0].wanted.shape[-1] // next(iter(pools.values())).heads, -1)
         usual = sum((~found[name][..., None] * pool.usual for name, pool in pools.items()), self.level)
         pixels = [each[..., None, :].expand(shape).flatten(0, 3) for each in usual.unbind(3)]
+        # With gradients always: every weight has to have one in every process.
+        some_lack = torch.is_grad_enabled() or not torch.equal(showed.any(-1), showed.all(-1))
         cells = []
         for (name, pool), part in zip(pools.items(), asked, strict=True):
-            added, pixels = pool(part, pixels, [found[name] & ~found[other] for other in pool.instead])
+            lacking = {other: found[name] & ~found[other] for other in pool.instead} if some_lack else {}
+            added, pixels = pool(part, pixels, lacking)
             cells.append(added.view(shape))
         squares = torch.stack(pixels).view(2, 2, *shape).permute(2, 5, 3, 0, 4, 1, 6)
         return sum(cells).permute(0, 3, 1, 2, 4), squares.flatten(4, 5).flatten(2, 3)
@@ -296,7 +307,7 @@ class Summariser(nn.Module):
         for kind, each in enumerate(self.pools.values()):
             pool, shown = cast(Pool, each), encoded.of(kind)
             asked = pool.asked(shown, pool.cells(shown), valid)
-            details.append(pool.detail_of(0, pool.weigh(asked), asked))
+            details.append(next(pool.details(pool.weigh(asked), asked)))
             theres.append(_anywhere(shown)[..., 0].flatten())
         return torch.stack(details), torch.stack(theres)
 
@@ -304,15 +315,14 @@ class Summariser(nn.Module):
     def begin(self, weight: Float[Tensor, "d e"], mean: Float[Tensor, " e"], told: Float[Tensor, "e e"]) -> None:
         """Begin as a projection of the pixels' pooled detail, of all sources one after the other, less its mean.
 
-        The weights come in pairs of both signs: gelu(x) - gelu(-x) = x, so that the whole is linear at the start. What
-        the encoder adds starts at zero. `told` says what to expect of one source's detail by the others'.
+        What the encoder adds starts at zero. `told` says what to expect of one source's detail by the others'.
         """
         self.level.copy_(-weight @ mean)
         pools = {name: cast(Pool, pool) for name, pool in self.pools.items()}
         widths = [pool.fine.in_features for pool in pools.values()]
         means = dict(zip(pools, mean.split(widths), strict=True))
         for name, part, rows in zip(pools, weight.split(widths, dim=1), told.split(widths), strict=True):
-            silent(pools[name].hidden)
+            silent(pools[name].coarse)
             pools[name].fine.weight.copy_(part)
             pools[name].usual.copy_(part @ means[name])
             for other, block in zip(pools, rows.split(widths, dim=1), strict=True):
