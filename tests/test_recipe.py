@@ -189,7 +189,7 @@ def test_list_has_every_shipped_recipe(aef: Aef) -> None:
     rows = json.loads(aef("recipe", "list", "--json")[1])["recipes"]
     assert [row["name"] for row in rows] == ["base", "nano", "paper", "small"] == recipe.names()
     assert rows[1]["recipe"] == NANO.hash
-    assert rows[1]["parameters"] == 1_050_197
+    assert rows[1]["parameters"] == 826_261
     assert aef("recipe", "list", "-q") == (0, "", "")
 
 
