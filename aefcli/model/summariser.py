@@ -208,9 +208,8 @@ class Summariser(nn.Module):
     Up-sampling expands what the cells add bilinearly and adds to each pixel what it showed itself, projected alike for
     all pixels. (Separate weights per sub-pixel would let the four pixels of a cell use four codes, and no loss would
     see it.) Without the pixels' own part all that a field tells is blurred over a cell: two designed baselines lose .05
-    of balanced accuracy when they are. All of this is our choice: the paper says that up-sampling is learned. What is
-    pooled is bent before it is, by the encoder and by the pixels' own part; a bent layer after it told nothing more
-    (bench/RESULTS.md).
+    of balanced accuracy when they are. All of this is our choice: the paper says that up-sampling is learned. All is
+    linear from pooling to the unit vector: a hidden layer between them told nothing more (bench/RESULTS.md).
     """
 
     def __init__(self, sizes: Sizes, sources: tuple[str, ...]) -> None:
