@@ -22,7 +22,6 @@ from torch import Tensor
 
 from aefcli import checkpoint, recipe
 from aefcli.batch import DAY, Frames
-from aefcli.cli.app import device_of
 from aefcli.extent import Period
 from aefcli.model import Model
 from aefcli.recipe import Recipe
@@ -40,8 +39,7 @@ BRANCH = 0.5  # and what it may make of numbers of size 1, however many a weight
 
 
 def options(doc: str | None) -> argparse.Namespace:
-    """The command line that the benchmarks share. From here on memory is kept as `aef` keeps it."""
-    device_of("cpu")
+    """The command line that the benchmarks share."""
     parser = argparse.ArgumentParser(description=(doc or "").split("\n\n")[0])
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
     parser.add_argument("--quick", action="store_true", help="small patch and few repeats: only to see it run")
