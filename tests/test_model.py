@@ -292,7 +292,7 @@ def test_cells_of_any_number_of_samples_are_pooled_a_few_at_a_time(
         torch.testing.assert_close(model.summarise(encoded, valid), once, atol=1e-6, rtol=0)
         assert max(sizes) <= times * rows * row
         assert sum(sizes) == 3 * 5 * 16 * row, "each cell of each source once"
-    monkeypatch.setattr(summariser, "_PROJECTED", 2 * 32 * 32)
+    monkeypatch.setattr(summariser, "_EXPANDED", 2 * 32 * 32)
     torch.testing.assert_close(model.summarise(encoded, valid), once, atol=1e-6, rtol=0)
 
 

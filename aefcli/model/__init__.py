@@ -14,7 +14,7 @@ its parts follow the paper's, each is at most a few pages long, and none imports
     stem         a frame of one source to the encoder's grid (2)
     encoder      space, time and precision side by side, and their exchange (3)
     neighbours   the mean of those that look alike
-    summariser   attention pooling for a valid period, up-sampling, projection, unit length (5)
+    summariser   attention pooling for a valid period, projection, up-sampling, unit length (5)
     bottleneck   a von Mises-Fisher sample around the embedding (6)
     decoders     from the sample back to each source, and texts (7, 8)
     network      the whole (2)

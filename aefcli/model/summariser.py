@@ -25,7 +25,7 @@ _ABSENT = -1e30  # a logit that leaves nothing after softmax, and yet is finite 
 # checkpoint holds a few times as many, of all sources.
 _POOLED, _POOLED_GPU = 2**22, 2**26
 _SAMPLES = 8  # times as many, that rows of several samples are
-_PROJECTED, _PROJECTED_GPU = 2**14, 2**22  # px that are projected and compared with their neighbours at a time
+_EXPANDED, _EXPANDED_GPU = 2**14, 2**22  # px that are expanded to and compared with their neighbours at a time
 _NARROW = 2.5  # times that a head's bell begins narrower than the distance of two; widths hardly move in a short run
 _REACHED = 0.25  # of a period: frames that reach so far into it are those that it is summarised by
 
@@ -142,8 +142,10 @@ class Pool(nn.Module):
         *details, shown = cells[..., : 4 * (self.detail + 1)].split([*4 * [self.detail], 4], dim=-1)
         share = (shown.transpose(1, 2) @ weights).clamp(min=1e-6).reciprocal()
         for detail, whole in zip(details, share.unbind(1), strict=True):
-            # Weights are divided and not what is pooled by them, which is more.
-            pooled = (weights * whole[:, None]).transpose(1, 2) @ detail
+            if weights.shape[1] < self.detail:  # of the two what is less is divided
+                pooled = (weights * whole[:, None]).transpose(1, 2) @ detail
+            else:
+                pooled = (weights.transpose(1, 2) @ detail) * whole[..., None]
             yield pooled.view(-1, self.heads * self.detail)
 
     def features(self, weights: Float[Tensor, "bhw t pk"], asked: Asked) -> Float[Tensor, "bhwp k e"]:
@@ -202,7 +204,7 @@ def _joined(parts: list[Tensor], dim: int) -> Tensor:
 
 
 class Summariser(nn.Module):
-    """For a valid period: attention pooling of each source's frames, up-sampling to L, projection, unit length, and
+    """For a valid period: attention pooling of each source's frames, projection, up-sampling to L, unit length, and
     the mean of the neighbours that look alike.
 
     Up-sampling expands what the cells add bilinearly and adds to each pixel what it showed itself, projected alike for
@@ -262,11 +264,11 @@ class Summariser(nn.Module):
         cells, pixels = (torch.cat(parts, dim=2).flatten(0, 1).movedim(-1, 1) for parts in mixed)
         periods = len(cells) // len(seen)
         some, seen = (each.repeat_interleave(periods, 0) for each in (some, seen))
-        maps = max(1, (_PROJECTED_GPU if cells.is_cuda else _PROJECTED) // seen[0].numel())
+        maps = max(1, (_EXPANDED_GPU if cells.is_cuda else _EXPANDED) // seen[0].numel())
         fields = zip(*(each.split(maps) for each in (cells, pixels, some, seen)), strict=True)
-        return torch.cat([self.project(*each) for each in fields]).unflatten(0, (-1, periods))
+        return torch.cat([self.expanded(*each) for each in fields]).unflatten(0, (-1, periods))
 
-    def project(
+    def expanded(
         self,
         cells: Float[Tensor, "n f h2 w2"],
         pixels: Float[Tensor, "n f h w"],
