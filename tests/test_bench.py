@@ -206,7 +206,8 @@ def test_layers_are_probed_at_the_same_pixels_and_a_fitted_network_tells_more() 
     untrained, nano = result.notes["r2"].values()
     assert [row[0] for row in result.rows] == list(nano)
     assert untrained["bands"] == nano["bands"]
-    assert nano["projected"]["r2/composite"] > untrained["projected"]["r2/composite"] + 0.3
+    for layer in ("projected", "sample"):
+        assert nano[layer]["r2/composite"] > untrained[layer]["r2/composite"] + 0.2
     assert nano["stem"] == {}  # more numbers than half of the pixels
     assert result.rows[1] == ("stem", "-", "-", "")
 
