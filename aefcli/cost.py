@@ -168,17 +168,25 @@ def _pool(sizes: Sizes, patch: Patch, name: str) -> Cost:
     n = patch.frames[name]
     heads, width, p = sizes.pool_heads, sizes.pool_width, patch.periods
     deep, asked, own, out = sizes.precision, heads * width, sizes.pool_value, sizes.embedding
-    cells, fine = p * patch.cells("precision"), sizes.pool_detail
+    at, fine = patch.cells("precision"), sizes.pool_detail
+    others = [count for other, count in patch.frames.items() if other != name]
     query = _perceptron(_PERIOD, 2 * deep, asked, p) + heads * _weights(width, deep, p)
     key_time = _weights(_TIMECODE, asked, n) + heads * _product(p * n, width, 1)
-    # + 1: whether the cell is clear; + 4: which of its pixels are there
-    pooling = heads * (_product(cells, deep + 1, n) + _product(cells, n, deep + 4 * fine + 4))
-    value = heads * _weights(deep, own, cells)
+    weigh = heads * _product(p * at, deep + 1, n)  # + 1: by whether the cell is clear too
+    value = heads * _pooled(n, p, deep, own, at) + _weights(heads * own, out, p * at)
+    detail = heads * _pooled(n, p, fine, out, 4 * at, stands_in=not all(others))
     bells = Cost(2 * heads + out)  # centre and width, and what is usual
-    layer = _weights(heads * own, out, cells) + _weights(heads * fine, out, 4 * cells)
-    others = [count for other, count in patch.frames.items() if other != name]
-    instead = _sum(_linear(heads * fine, out, 4 * cells if n and not count else 0) for count in others)
-    return query + key_time + pooling + value + bells + layer + instead
+    instead = _sum(_linear(heads * fine, out, 4 * p * at if n and not count else 0) for count in others)
+    return query + key_time + weigh + value + detail + bells + instead
+
+
+def _pooled(frames: int, periods: int, width: int, out: int, at: int, *, stands_in: bool = False) -> Cost:
+    """What a head pools and what that is projected to, in the order that takes less; what stands in for another source
+    needs it pooled first.
+    """
+    after = periods * _product(at, frames, width) + _weights(width, out, periods * at)
+    before = _weights(width, out, frames * at) + periods * _product(at, frames, out)
+    return after if stands_in else min(after, before, key=lambda cost: cost.flops)
 
 
 def _decoder(sizes: Sizes, patch: Patch, source: str) -> Cost:

@@ -13,6 +13,10 @@ from aefcli.model.parts import unit
 
 _SHARPNESS = 12.0  # to begin with
 _BLOCK = 4  # px along the sides of the squares whose pixels are compared together with all around them
+_STRIP, _STRIP_GPU = 2**11, 2**22  # px that are compared at a time: a CPU keeps what they take in its cache
+# What a logit has less beyond the reach. It leaves 1e-26 of the weight, which float32 cannot see; the exponential of
+# less would be no normal number, which takes a CPU dozens of times as long.
+_FAR = -60.0
 
 
 class Neighbours(nn.Module):
@@ -24,7 +28,7 @@ class Neighbours(nn.Module):
     where this gains it. Known for grey values as non-local means (Buades et al. 2005).
     """
 
-    near: Float[Tensor, "q k"]
+    far: Float[Tensor, "q k"]
 
     def __init__(self, reach: int) -> None:
         super().__init__()
@@ -33,7 +37,7 @@ class Neighbours(nn.Module):
         query, key = torch.arange(_BLOCK) + reach, torch.arange(_BLOCK + 2 * reach)
         line = (query[:, None] - key).abs() <= reach
         near = (line[:, None, :, None] & line[None, :, None, :]).flatten(0, 1).flatten(1)
-        self.register_buffer("near", near.float(), persistent=False)
+        self.register_buffer("far", torch.where(near, 0.0, _FAR), persistent=False)
 
     def forward(self, vectors: Float[Tensor, "n d h w"], seen: Bool[Tensor, "n h w"]) -> Float[Tensor, "n d h w"]:
         """Unit vectors in, unit vectors out, fastest with channels last in memory. A pixel that no frame saw serves no
@@ -43,15 +47,28 @@ class Neighbours(nn.Module):
         right, below, reach = -width % _BLOCK, -height % _BLOCK, self.reach
         beyond, around = (0, right, 0, below), (reach, right + reach, reach, below + reach)
         serving = vectors * seen[:, None]  # what no frame saw adds nothing, however alike
-        own, others = squares(F.pad(vectors, beyond), 0), squares(F.pad(serving, around), reach)
-        alone = ~squares(F.pad(seen[:, None], beyond), 0)
-        with torch.autocast(vectors.device.type, enabled=False):  # bfloat16 cannot tell what is alike from what is same
+        own, others = F.pad(vectors, beyond), F.pad(serving, around)
+        alone = ~F.pad(seen[:, None], beyond)
+        most = _STRIP_GPU if vectors.is_cuda else _STRIP
+        rows = max(1, most // (len(vectors) * width * _BLOCK)) * _BLOCK
+        strips = [
+            self.averaged(own[:, :, top:end], others[:, :, top : end + 2 * reach], alone[:, :, top:end])
+            for top, end in ((top, top + rows) for top in range(0, height, rows))
+        ]
+        return torch.cat(strips, dim=2)[:, :, :height, :width]
+
+    def averaged(
+        self, own: Float[Tensor, "n d h w"], others: Float[Tensor, "n d hr wr"], alone: Bool[Tensor, "n 1 h w"]
+    ) -> Float[Tensor, "n d h w"]:
+        """A strip of whole squares of 4 px; `others` reach around it."""
+        own, others, alone = squares(own, 0), squares(others, self.reach), squares(alone, 0)
+        with torch.autocast(own.device.type, enabled=False):  # bfloat16 cannot tell what is alike from what is same
             sharpness = self.log_sharpness.exp().to(own.dtype)
             shape, keys = own.shape[:3], others.flatten(0, 2)
-            logits = torch.baddbmm(-sharpness, (sharpness * own).flatten(0, 2), keys.transpose(-1, -2))
-            total = torch.bmm(logits.exp_() * self.near, keys).unflatten(0, shape).addcmul(own, alone)
+            logits = torch.baddbmm(self.far - sharpness, (sharpness * own).flatten(0, 2), keys.transpose(-1, -2))
+            total = torch.bmm(logits.exp_(), keys).unflatten(0, shape).addcmul(own, alone)
         whole = total.unflatten(-2, (_BLOCK, _BLOCK)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
-        return unit(whole[:, :height, :width].movedim(-1, 1), dim=1)
+        return unit(whole.movedim(-1, 1), dim=1)
 
 
 def squares(maps: Shaped[Tensor, "n d h w"], reach: int) -> Shaped[Tensor, "n h4 w4 q d"]:

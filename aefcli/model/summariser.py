@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -32,8 +32,8 @@ _REACHED = 0.25  # of a period: frames that reach so far into it are those that 
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked of one source's frames. The key's projection is folded into what is wanted of them, and the value's
-    follows the pooling, which is the same sum: no map of keys or values is made per frame.
+    """What is asked of one source's frames. The key's projection is folded into what is wanted of them: no map of keys
+    is made per frame.
     """
 
     cells: Float[Tensor, "b h2 w2 t c"]  # four pixels' detail, which of them show, features, how clear if there
@@ -49,9 +49,16 @@ class Asked:
         return (replace(self, cells=cells) for cells in self.cells.split(number, dim=1))
 
 
+class Shown(NamedTuple):
+    """One pixel of each cell in the frames of one source."""
+
+    detail: Float[Tensor, "bhw t d"]
+    share: Float[Tensor, "bhw pk"] | None  # of each head's weights on frames that showed it, if any frame did not
+
+
 def _portion(asked: Asked) -> tuple[int, int]:
-    """How many samples, and rows of their cells, are pooled at a time: features that each head pools of all cells would
-    be many times the encoder's.
+    """How many samples, and rows of their cells, are pooled at a time: what all heads pool of all cells would be many
+    times what the encoder made of them.
     """
     most = _POOLED_GPU if asked.cells.is_cuda else _POOLED
     row = asked.wanted.shape[-1] * asked.cells.shape[2] * asked.cells.shape[-1]
@@ -101,17 +108,22 @@ class Pool(nn.Module):
 
         `lacking` are, for other sources, the pixels that this one showed and they did not.
         """
-        weights, periods, added = self.weigh(asked), asked.wanted.shape[-1] // self.heads, []
-        details = self.details(weights, asked)
-        for which, (onto, detail) in enumerate(zip(pixels, details, strict=True)):
+        weights, periods = self.weigh(asked), asked.wanted.shape[-1] // self.heads
+        # What stands in for others needs the pooled detail itself.
+        first = not lacking and _project_first(weights.shape[1], periods, self.detail, self.fine.out_features)
+        added = []
+        for which, (onto, shown) in enumerate(zip(pixels, self.shown(weights, asked), strict=True)):
+            if first:
+                added.append(self.projected(onto, weights, shown))
+                continue
+            detail = self.pooled(weights, shown)
             fine = torch.addmm(onto, detail, self.fine.weight.t())
             for other, lacks in lacking.items():
                 stand_in = self.instead[other]
                 (at,) = lacks[..., which, None].expand(-1, -1, -1, periods).flatten().nonzero(as_tuple=True)
                 fine.index_add_(0, at, stand_in(detail[at]))
             added.append(fine)
-        values = torch.bmm(self.features(weights, asked).transpose(0, 1), self.value).transpose(0, 1)
-        return self.coarse(values.flatten(1)), added
+        return self.coarse(self.values(weights, asked)), added
 
     def cells(self, encoded: Encoded) -> Float[Tensor, "b h2 w2 t c"]:
         """What the frames of this source show, whatever the period."""
@@ -119,9 +131,9 @@ class Pool(nn.Module):
         # What is known of a frame apart from its content: how clear it looks, and whether it is there at all.
         known = torch.where(absent, _ABSENT, encoded.clear[:, None].to(encoded.features.dtype))
         detail, shown = (part.to(encoded.features.dtype) for part in (encoded.detail, encoded.shown))
-        told = torch.cat([detail, shown, encoded.features, known], dim=1)
-        told[:, :-1].masked_fill_(absent, 0.0)
-        return encoded.layout.spread(told).permute(0, 3, 4, 1, 2).contiguous()
+        told = torch.cat([part.movedim(1, -1) for part in (detail, shown, encoded.features, known)], dim=-1)
+        told[..., :-1].masked_fill_(absent.movedim(1, -1), 0.0)
+        return encoded.layout.spread(told).movedim(1, -2).contiguous()
 
     def asked(self, encoded: Encoded, cells: Float[Tensor, "b h2 w2 t c"], valid: Int[Tensor, "b p 2"]) -> Asked:
         """What is asked of the frames of this source for the valid periods."""
@@ -136,22 +148,47 @@ class Pool(nn.Module):
         # Over frames that lie apart in memory: few of them side by side take a CPU many times as long.
         return logits.softmax(-2).to(asked.cells.dtype).flatten(0, 2)
 
-    def details(self, weights: Float[Tensor, "bhw t pk"], asked: Asked) -> Iterator[Float[Tensor, "bhwp kd"]]:
-        """The pooled detail of each of the four pixels of the cells, from the frames that showed it."""
+    def shown(self, weights: Float[Tensor, "bhw t pk"], asked: Asked) -> Iterator[Shown]:
+        """The detail of each of the four pixels of the cells."""
         cells = asked.cells.flatten(0, 2)
         *details, shown = cells[..., : 4 * (self.detail + 1)].split([*4 * [self.detail], 4], dim=-1)
-        share = (shown.transpose(1, 2) @ weights).clamp(min=1e-6).reciprocal()
-        for detail, whole in zip(details, share.unbind(1), strict=True):
-            if weights.shape[1] < self.detail:  # of the two what is less is divided
-                pooled = (weights * whole[:, None]).transpose(1, 2) @ detail
-            else:
-                pooled = (weights.transpose(1, 2) @ detail) * whole[..., None]
-            yield pooled.view(-1, self.heads * self.detail)
+        # Without gradients alone: a GPU that trains would have to wait to be asked.
+        if not torch.is_grad_enabled() and torch.equal(shown, shown[..., :1].expand_as(shown)):
+            return (Shown(detail, None) for detail in details)
+        shares = (shown.transpose(1, 2) @ weights).clamp(min=1e-6).unbind(1)
+        return map(Shown, details, shares)
 
-    def features(self, weights: Float[Tensor, "bhw t pk"], asked: Asked) -> Float[Tensor, "bhwp k e"]:
-        """The pooled features of each cell."""
+    def pooled(self, weights: Float[Tensor, "bhw t pk"], shown: Shown) -> Float[Tensor, "bhwp kd"]:
+        """The pooled detail of one of the pixels of the cells, from the frames that showed it."""
+        if shown.share is None:
+            pooled = weights.transpose(1, 2) @ shown.detail
+        elif weights.shape[1] < self.detail:  # of the two what is less is divided
+            pooled = (weights / shown.share[:, None]).transpose(1, 2) @ shown.detail
+        else:
+            pooled = (weights.transpose(1, 2) @ shown.detail) / shown.share[..., None]
+        return pooled.view(-1, self.heads * self.detail)
+
+    def projected(
+        self, onto: Float[Tensor, "bhwp f"], weights: Float[Tensor, "bhw t pk"], shown: Shown
+    ) -> Float[Tensor, "bhwp f"]:
+        """`onto` and what such pixels add, whose detail is projected before it is pooled."""
+        if shown.share is not None:
+            weights = weights / shown.share[:, None]
+        fine = self.fine.weight.t().unflatten(0, (self.heads, self.detail)).transpose(0, 1)
+        detail = (shown.detail @ fine.flatten(1)).view(len(weights), -1, len(onto[0]))
+        own = weights.unflatten(-1, (-1, self.heads)).transpose(1, 2).flatten(2)
+        return torch.baddbmm(onto.view(len(weights), -1, onto.shape[-1]), own, detail).flatten(0, 1)
+
+    def values(self, weights: Float[Tensor, "bhw t pk"], asked: Asked) -> Float[Tensor, "bhwp kv"]:
+        """What each head pools of what it takes from the features of each cell."""
         features = asked.cells[..., 4 * (self.detail + 1) : -1].flatten(0, 2)
-        return (weights.transpose(1, 2) @ features).view(-1, self.heads, features.shape[-1])
+        frames, deep = features.shape[1:]
+        if _project_first(frames, weights.shape[2] // self.heads, deep, self.value.shape[-1]):
+            values = (features @ self.value.transpose(0, 1).flatten(1)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            own = weights.unflatten(-1, (-1, self.heads)).permute(0, 3, 2, 1)
+            return (own @ values).transpose(1, 2).flatten(2).flatten(0, 1)
+        pooled = (weights.transpose(1, 2) @ features).view(-1, self.heads, deep)
+        return torch.bmm(pooled.transpose(0, 1), self.value).transpose(0, 1).flatten(1)
 
     def bias(
         self, layout: Layout, valid: Int[Tensor, "b p 2"], query: Float[Tensor, "b p k e"]
@@ -191,6 +228,13 @@ def _within_reach(layout: Layout, valid: Int[Tensor, "b p 2"]) -> Int[Tensor, "b
     start = start + late * (last - YEAR - start) + early * (first - start)
     end = end + late * (last - end) + early * (first + YEAR - end)
     return torch.stack([start, end], dim=-1).round().long()
+
+
+def _project_first(frames: int, periods: int, into: int, out: int) -> bool:
+    """Whether it takes fewer multiplications to project what each frame shows before heads pool it than after. The sum
+    is the same; before is better for many periods of few frames.
+    """
+    return frames * out * (into + periods) < periods * into * (frames + out)
 
 
 def _anywhere(encoded: Encoded) -> Bool[Tensor, "b h2 w2 4"]:
@@ -261,7 +305,8 @@ class Summariser(nn.Module):
         strips = zip(zip(*(each.rows(rows) for each in asked), strict=True), showed.split(rows, 1), strict=True)
         mixed = zip(*(mix(*strip) for strip in strips), strict=True)
         # Channels last in memory, as they come.
-        cells, pixels = (torch.cat(parts, dim=2).flatten(0, 1).movedim(-1, 1) for parts in mixed)
+        cells, pixels = (torch.cat(parts, dim=2).flatten(0, 1) for parts in mixed)
+        cells, pixels = cells.movedim(-1, 1), pixels.flatten(3, 4).flatten(1, 2).movedim(-1, 1)
         periods = len(cells) // len(seen)
         some, seen = (each.repeat_interleave(periods, 0) for each in (some, seen))
         maps = max(1, (_EXPANDED_GPU if cells.is_cuda else _EXPANDED) // seen[0].numel())
@@ -283,7 +328,7 @@ class Summariser(nn.Module):
 
     def mix(
         self, asked: Sequence[Asked], showed: Bool[Tensor, "b h2 w2 4 s"]
-    ) -> tuple[Float[Tensor, "b p h2 w2 f"], Float[Tensor, "b p h w f"]]:
+    ) -> tuple[Float[Tensor, "b p h2 w2 f"], Float[Tensor, "b p h2 2 w2 2 f"]]:
         """What all sources add to the cells of a few rows, and what to their pixels."""
         pools = {name: cast(Pool, pool) for name, pool in self.pools.items()}
         found = dict(zip(pools, showed.unbind(-1), strict=True))
@@ -298,7 +343,7 @@ class Summariser(nn.Module):
             added, pixels = pool(part, pixels, lacking)
             cells.append(added.view(shape))
         squares = torch.stack(pixels).view(2, 2, *shape).permute(2, 5, 3, 0, 4, 1, 6)
-        return sum(cells).permute(0, 3, 1, 2, 4), squares.flatten(4, 5).flatten(2, 3)
+        return sum(cells).permute(0, 3, 1, 2, 4), squares
 
     def pooled_detail(
         self, encoded: Encoded, valid: Int[Tensor, "b 1 2"]
@@ -308,7 +353,8 @@ class Summariser(nn.Module):
         for kind, each in enumerate(self.pools.values()):
             pool, shown = cast(Pool, each), encoded.of(kind)
             asked = pool.asked(shown, pool.cells(shown), valid)
-            details.append(next(pool.details(pool.weigh(asked), asked)))
+            weights = pool.weigh(asked)
+            details.append(pool.pooled(weights, next(pool.shown(weights, asked))))
             theres.append(_anywhere(shown)[..., 0].flatten())
         return torch.stack(details), torch.stack(theres)
 
