@@ -72,7 +72,9 @@ def variants(base: Recipe) -> dict[str, list[str]]:
         "no-neighbours": ["model.neighbours=0"],
         "no-agree": ["train.agree=0", "train.settle=0", "train.encoder_lr=2e-3"],
         "heads-8": ["model.pool_heads=8"],
+        "heads-12": ["model.pool_heads=12"],
         "heads-24": ["model.pool_heads=24"],
+        "detail-12": ["model.pool_detail=12"],
         "detail-30": ["model.pool_detail=30"],
         "as-shipped": ["train.agree=144", "train.encoder_lr=1e-5"],  # as the nano in the package was trained
     }

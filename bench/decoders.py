@@ -70,6 +70,7 @@ def run(setting: Setting) -> Result:
 def made_up(setting: Setting) -> Work:
     rng = torch.Generator().manual_seed(3)
     field = F.normalize(torch.randn(SITES, 64, setting.side, setting.side, generator=rng), dim=1)
+    field = field.contiguous(memory_format=torch.channels_last)  # as the summariser gives it
     targets = measure.noise(dict.fromkeys(setting.plan.data.sources, 1), b=SITES, side=setting.side)
     for target in targets.values():
         target.weight[torch.rand(target.weight.shape, generator=rng) < CLOUDED] = 0.0

@@ -271,6 +271,34 @@ def test_periods_are_summarised_so_many_at_a_time(model: Model, monkeypatch: pyt
         assert sizes == expected
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("whole", [True, False])
+def test_projecting_before_or_after_pooling_is_the_same_sum(
+    model: Model, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    inputs, start = noise_inputs(t=3), torch.arange(12)[:, None] * 30 * DAY
+    for frames in inputs.values():
+        frames.present[0, 1] = False
+        if not whole:  # pixels that some frames show and others do not
+            frames.present[:, 0, ::3] = frames.present[:, 2, :, ::2] = False
+    valid = (VALID[:, :1] + torch.cat([start, start - 300 * DAY], dim=1)).contiguous()
+    encoded, chosen = model.encode(inputs), set[bool]()
+    pooled, answers = Pool.projected, {}
+    monkeypatch.setattr(Pool, "projected", lambda *given: chosen.add(True) or pooled(*given))
+    for first in (True, False):
+        monkeypatch.setattr(summariser, "_project_first", lambda *_, first=first: first)
+        answers[first] = model.summarise(encoded, valid)
+        assert chosen == {True}, "by the first alone"
+    torch.testing.assert_close(answers[True], answers[False], atol=1e-6, rtol=0)
+
+
+def test_what_takes_less_is_projected_first() -> None:
+    frames, periods, into, out = 10, 12, 64, 16
+    assert summariser._project_first(frames, periods, into, out)
+    assert not summariser._project_first(frames, 1, into, out)
+    assert not summariser._project_first(100 * frames, 1, into, out)
+
+
 def test_cells_of_any_number_of_samples_are_pooled_a_few_at_a_time(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,7 +47,7 @@ class Neighbours(nn.Module):
         right, below, reach = -width % _BLOCK, -height % _BLOCK, self.reach
         beyond, around = (0, right, 0, below), (reach, right + reach, reach, below + reach)
         serving = vectors * seen[:, None]  # what no frame saw adds nothing, however alike
-        own, others = F.pad(vectors, beyond), F.pad(serving, around)
+        own, others = F.pad(vectors, beyond) if any(beyond) else vectors, F.pad(serving, around)
         alone = ~F.pad(seen[:, None], beyond)
         most = _STRIP_GPU if vectors.is_cuda else _STRIP
         rows = max(1, most // (len(vectors) * width * _BLOCK)) * _BLOCK

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple, cast
@@ -109,14 +109,13 @@ class Pool(nn.Module):
         `lacking` are, for other sources, the pixels that this one showed and they did not.
         """
         weights, periods = self.weigh(asked), asked.wanted.shape[-1] // self.heads
+        shown = self.shown(weights, asked)
         # What stands in for others needs the pooled detail itself.
-        first = not lacking and _project_first(weights.shape[1], periods, self.detail, self.fine.out_features)
+        if not lacking and _project_first(weights.shape[1], periods, self.detail, self.fine.out_features):
+            return self.coarse(self.values(weights, asked)), self.projected(pixels, weights, shown)
         added = []
-        for which, (onto, shown) in enumerate(zip(pixels, self.shown(weights, asked), strict=True)):
-            if first:
-                added.append(self.projected(onto, weights, shown))
-                continue
-            detail = self.pooled(weights, shown)
+        for which, (onto, each) in enumerate(zip(pixels, shown, strict=True)):
+            detail = self.pooled(weights, each)
             fine = torch.addmm(onto, detail, self.fine.weight.t())
             for other, lacks in lacking.items():
                 stand_in = self.instead[other]
@@ -169,15 +168,17 @@ class Pool(nn.Module):
         return pooled.view(-1, self.heads * self.detail)
 
     def projected(
-        self, onto: Float[Tensor, "bhwp f"], weights: Float[Tensor, "bhw t pk"], shown: Shown
-    ) -> Float[Tensor, "bhwp f"]:
-        """`onto` and what such pixels add, whose detail is projected before it is pooled."""
-        if shown.share is not None:
-            weights = weights / shown.share[:, None]
-        fine = self.fine.weight.t().unflatten(0, (self.heads, self.detail)).transpose(0, 1)
-        detail = (shown.detail @ fine.flatten(1)).view(len(weights), -1, len(onto[0]))
-        own = weights.unflatten(-1, (-1, self.heads)).transpose(1, 2).flatten(2)
-        return torch.baddbmm(onto.view(len(weights), -1, onto.shape[-1]), own, detail).flatten(0, 1)
+        self, pixels: Sequence[Float[Tensor, "bhwp f"]], weights: Float[Tensor, "bhw t pk"], shown: Iterable[Shown]
+    ) -> list[Float[Tensor, "bhwp f"]]:
+        """What the pixels hold with what they add, their detail projected before it is pooled."""
+        fine = self.fine.weight.t().unflatten(0, (self.heads, self.detail)).transpose(0, 1).flatten(1)
+        weights = weights.unflatten(-1, (-1, self.heads)).transpose(1, 2).contiguous()
+        added = []
+        for onto, (detail, share) in zip(pixels, shown, strict=True):
+            own = weights if share is None else weights / share.unflatten(-1, (-1, self.heads))[:, :, None]
+            projected = (detail @ fine).view(len(own), -1, onto.shape[-1])
+            added.append(torch.baddbmm(onto.view(*own.shape[:2], -1), own.flatten(2), projected).flatten(0, 1))
+        return added
 
     def values(self, weights: Float[Tensor, "bhw t pk"], asked: Asked) -> Float[Tensor, "bhwp kv"]:
         """What each head pools of what it takes from the features of each cell."""
