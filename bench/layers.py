@@ -171,10 +171,10 @@ def pooled(model: Model, encoded: Encoded, valid: Tensor) -> dict[str, Float[Ten
         shown = encoded.of(kind)
         asked = pool.asked(shown, pool.cells(shown), valid)
         weights = pool.weigh(asked)
-        detail = torch.stack([*pool.details(weights, asked)])
+        detail = torch.stack([pool.pooled(weights, pixel) for pixel in pool.shown(weights, asked)])
         cells = detail.view(2, 2, b, h // 2, w // 2, -1).permute(2, 3, 0, 4, 1, 5)
         details.append(cells.reshape(b, h, w, -1))
-        wide = pool.features(weights, asked).reshape(b, h // 2, w // 2, -1)
+        wide = (weights.transpose(1, 2) @ pool.features(asked)).reshape(b, h // 2, w // 2, -1)
         features.append(wide.repeat_interleave(2, 1).repeat_interleave(2, 2))
     return {"detail": torch.cat(details, dim=-1), "features": torch.cat(features, dim=-1)}
 

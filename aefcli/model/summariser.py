@@ -180,9 +180,13 @@ class Pool(nn.Module):
             added.append(torch.baddbmm(onto.view(*own.shape[:2], -1), own.flatten(2), projected).flatten(0, 1))
         return added
 
+    def features(self, asked: Asked) -> Float[Tensor, "bhw t e"]:
+        """What the encoder made of each cell in the frames."""
+        return asked.cells[..., 4 * (self.detail + 1) : -1].flatten(0, 2)
+
     def values(self, weights: Float[Tensor, "bhw t pk"], asked: Asked) -> Float[Tensor, "bhwp kv"]:
         """What each head pools of what it takes from the features of each cell."""
-        features = asked.cells[..., 4 * (self.detail + 1) : -1].flatten(0, 2)
+        features = self.features(asked)
         frames, deep = features.shape[1:]
         if _project_first(frames, weights.shape[2] // self.heads, deep, self.value.shape[-1]):
             values = (features @ self.value.transpose(0, 1).flatten(1)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
