@@ -176,7 +176,7 @@ class Pool(nn.Module):
         added = []
         for onto, (detail, share) in zip(pixels, shown, strict=True):
             own = weights if share is None else weights / share.unflatten(-1, (-1, self.heads))[:, :, None]
-            projected = (detail @ fine).view(len(own), -1, onto.shape[-1])
+            projected = (detail @ fine).unflatten(-1, (self.heads, -1)).flatten(1, 2)
             added.append(torch.baddbmm(onto.view(*own.shape[:2], -1), own.flatten(2), projected).flatten(0, 1))
         return added
 
