@@ -170,11 +170,12 @@ def _pool(sizes: Sizes, patch: Patch, name: str) -> Cost:
     deep, asked, own, out = sizes.precision, heads * width, sizes.pool_value, sizes.embedding
     at, fine = patch.cells("precision"), sizes.pool_detail
     others = [count for other, count in patch.frames.items() if other != name]
+    lacking = len({bool(count) for count in patch.frames.values()}) > 1
     query = _perceptron(_PERIOD, 2 * deep, asked, p) + heads * _weights(width, deep, p)
     key_time = _weights(_TIMECODE, asked, n) + heads * _product(p * n, width, 1)
     weigh = heads * _product(p * at, deep + 1, n)  # + 1: by whether the cell is clear too
     value = heads * _pooled(n, p, deep, own, at) + _weights(heads * own, out, p * at)
-    detail = heads * _pooled(n, p, fine, out, 4 * at, stands_in=not all(others))
+    detail = heads * _pooled(n, p, fine, out, 4 * at, stands_in=lacking)
     bells = Cost(2 * heads + out)  # centre and width, and what is usual
     instead = _sum(_linear(heads * fine, out, 4 * p * at if n and not count else 0) for count in others)
     return query + key_time + weigh + value + detail + bells + instead

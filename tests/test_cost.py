@@ -81,6 +81,8 @@ def run(plan: Recipe, frames: dict[str, int], side: int, periods: int) -> dict[s
         ("toy", (3, 2, 1), 32, 1),
         ("toy", (5, 1, 2), 48, 3),
         ("toy", (0, 4, 0), 16, 2),
+        ("toy", (3, 2, 0), 16, 12),
+        ("toy", (0, 2, 1), 16, 1),
         ("toy with targets", (2, 2, 2), 32, 1),
         ("nano", (4, 2, 1), 64, 1),
         ("nano", (1, 5, 3), 16, 2),

@@ -284,19 +284,29 @@ def test_projecting_before_or_after_pooling_is_the_same_sum(
     valid = (VALID[:, :1] + torch.cat([start, start - 300 * DAY], dim=1)).contiguous()
     encoded, chosen = model.encode(inputs), set[bool]()
     pooled, answers = Pool.projected, {}
-    monkeypatch.setattr(Pool, "projected", lambda *given: chosen.add(True) or pooled(*given))
+    monkeypatch.setattr(Pool, "projected", lambda *given: chosen.add(first) or pooled(*given))
     for first in (True, False):
         monkeypatch.setattr(summariser, "_project_first", lambda *_, first=first: first)
         answers[first] = model.summarise(encoded, valid)
-        assert chosen == {True}, "by the first alone"
+    assert chosen == {True}, "by the first alone"
     torch.testing.assert_close(answers[True], answers[False], atol=1e-6, rtol=0)
+
+
+def test_a_frame_without_any_band_has_no_share_of_the_detail(model: Model) -> None:
+    """With gradients every weight is divided by what showed the pixel; without, only where that is not all."""
+    inputs = noise_inputs(t=3)
+    inputs["sentinel-1"].bands[:, 1] = False
+    encoded = model.encode(inputs)
+    divided = model.summarise(encoded, VALID)
+    with torch.no_grad():
+        torch.testing.assert_close(model.summarise(encoded, VALID), divided, atol=1e-6, rtol=0)
 
 
 def test_what_takes_less_is_projected_first() -> None:
     frames, periods, into, out = 10, 12, 64, 16
     assert summariser._project_first(frames, periods, into, out)
     assert not summariser._project_first(frames, 1, into, out)
-    assert not summariser._project_first(100 * frames, 1, into, out)
+    assert not summariser._project_first(100 * frames, periods, into, out)
 
 
 def test_cells_of_any_number_of_samples_are_pooled_a_few_at_a_time(

@@ -9,14 +9,15 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
-from aefcli.model.parts import unit
+from aefcli.model.parts import joined, unit
 
 _SHARPNESS = 12.0  # to begin with
 _BLOCK = 4  # px along the sides of the squares whose pixels are compared together with all around them
 _STRIP, _STRIP_GPU = 2**11, 2**22  # px that are compared at a time: a CPU keeps what they take in its cache
-# What a logit has less beyond the reach. It leaves 1e-26 of the weight, which float32 cannot see; the exponential of
-# less would be no normal number, which takes a CPU dozens of times as long.
-_FAR = -60.0
+# What a logit has less beyond the reach. It leaves 4e-18 of the weight, which float32 cannot see. Up to twice the
+# sharpness goes off beside it, and less than -87 in all would leave no normal number, which takes a CPU dozens of
+# times as long.
+_FAR = -40.0
 
 
 class Neighbours(nn.Module):
@@ -50,12 +51,12 @@ class Neighbours(nn.Module):
         own, others = F.pad(vectors, beyond) if any(beyond) else vectors, F.pad(serving, around)
         alone = ~F.pad(seen[:, None], beyond)
         most = _STRIP_GPU if vectors.is_cuda else _STRIP
-        rows = max(1, most // (len(vectors) * width * _BLOCK)) * _BLOCK
+        rows = max(1, most // max(1, len(vectors) * width * _BLOCK)) * _BLOCK
         strips = [
             self.averaged(own[:, :, top:end], others[:, :, top : end + 2 * reach], alone[:, :, top:end])
             for top, end in ((top, top + rows) for top in range(0, height, rows))
         ]
-        return torch.cat(strips, dim=2)[:, :, :height, :width]
+        return joined(strips, 2)[:, :, :height, :width]
 
     def averaged(
         self, own: Float[Tensor, "n d h w"], others: Float[Tensor, "n d hr wr"], alone: Bool[Tensor, "n 1 h w"]

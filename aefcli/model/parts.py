@@ -29,6 +29,11 @@ class Perceptron(nn.Sequential):
         super().__init__(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, out))
 
 
+def joined(parts: list[Tensor], dim: int) -> Tensor:
+    """Parts put together; one alone is not copied."""
+    return torch.cat(parts, dim) if len(parts) > 1 else parts[0]
+
+
 def unit(x: Tensor, dim: int) -> Tensor:
     """To unit length, in float32 at least: bfloat16 cannot hold it."""
     return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=dim, eps=1e-6)

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from aefcli.model.neighbours import Neighbours
 from aefcli.model.packing import Encoded, Layout
-from aefcli.model.parts import Perceptron, silent, unit
+from aefcli.model.parts import Perceptron, joined, silent, unit
 from aefcli.model.timecodes import PERIOD, TIMECODE, YEAR, describe, relative, timecode
 from aefcli.recipe import Model as Sizes
 
@@ -53,7 +53,9 @@ class Shown(NamedTuple):
     """One pixel of each cell in the frames of one source."""
 
     detail: Float[Tensor, "bhw t d"]
-    share: Float[Tensor, "bhw pk"] | None  # of each head's weights on frames that showed it, if any frame did not
+    # Of each head's weights on frames that showed it. None where that is all: each frame shows a whole cell or is not
+    # there, which is not looked at with gradients.
+    share: Float[Tensor, "bhw pk"] | None
 
 
 def _portion(asked: Asked) -> tuple[int, int]:
@@ -152,8 +154,10 @@ class Pool(nn.Module):
         cells = asked.cells.flatten(0, 2)
         *details, shown = cells[..., : 4 * (self.detail + 1)].split([*4 * [self.detail], 4], dim=-1)
         # Without gradients alone: a GPU that trains would have to wait to be asked.
-        if not torch.is_grad_enabled() and torch.equal(shown, shown[..., :1].expand_as(shown)):
-            return (Shown(detail, None) for detail in details)
+        if not torch.is_grad_enabled():
+            there = cells[..., -1:] > _ABSENT / 2
+            if torch.equal(shown > 0, there.expand_as(shown)):  # no weight lies on what a frame did not show
+                return (Shown(detail, None) for detail in details)
         shares = (shown.transpose(1, 2) @ weights).clamp(min=1e-6).unbind(1)
         return map(Shown, details, shares)
 
@@ -247,11 +251,6 @@ def _anywhere(encoded: Encoded) -> Bool[Tensor, "b h2 w2 4"]:
     return encoded.layout.spread(encoded.shown).any(1).permute(0, 2, 3, 1)
 
 
-def _joined(parts: list[Tensor], dim: int) -> Tensor:
-    """Parts put together; one alone is not copied."""
-    return torch.cat(parts, dim) if len(parts) > 1 else parts[0]
-
-
 class Summariser(nn.Module):
     """For a valid period: attention pooling of each source's frames, projection, up-sampling to L, unit length, and
     the mean of the neighbours that look alike.
@@ -292,8 +291,8 @@ class Summariser(nn.Module):
                 strict=True,
             )
             vectors = [self.vectors(*batch, rows=rows, checkpointing=checkpointing) for batch in batches]
-            fields.append(_joined(vectors, 0))
-        return _joined(fields, 1)
+            fields.append(joined(vectors, 0))
+        return joined(fields, 1)
 
     def vectors(
         self,
