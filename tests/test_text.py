@@ -107,7 +107,7 @@ def test_vectors_are_those_of_the_model_itself(vectors: Path) -> None:
 def test_a_model_without_transformers_is_read_too(tmp_path: Path) -> None:
     """A bag of word vectors, here at random: its tokenizer is of another kind, and it reads texts of any length."""
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import StaticEmbedding
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
     from tokenizers import Tokenizer
 
     torch.manual_seed(0)
